@@ -1,0 +1,87 @@
+# Everything that is installed goes to .venv and tests/live/node_modules, once; `make clean` removes it.
+# Debian's packages for the live tests are the exception: `make test` installs them, if root runs it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTEST := $(BIN)/python -m gevent.monkey --module pytest
+
+RUN_READY := .venv/.requirements
+DEV_READY := .venv/.requirements-dev
+NODE_READY := tests/live/node_modules/.ready
+
+# What the live tests start, each with the Debian package that brings it.
+TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx node:nodejs npm:npm \
+	cc:gcc,libc6-dev
+
+# An environment whose Python has gone, by an upgrade or a move, is made anew and filled again.
+$(shell test -x $(BIN)/python || rm -rf .venv)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-long check format clean tools
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS="--port 8001 --workers 2"
+	@exec $(BIN)/python -m service serve $(ARGS)
+
+# A part of the suite can't reach the coverage of all, so that is not asked of it.
+test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k hub" runs a part
+	PATH="$$PATH:/usr/sbin" $(PYTEST) $(if $(ARGS),,--cov) $(ARGS)
+
+test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
+	PATH="$$PATH:/usr/sbin" $(PYTEST) -m long --timeout 1800 $(ARGS)
+
+check: $(DEV_READY) ## lint, formatting, types: looks, changes nothing
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(DEV_READY) ## format the code and mend what ruff can
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean: ## remove what was installed, caches and reports
+	rm -rf .venv build tests/live/node_modules .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Pushline needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "This Python lacks venv: install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@rm -rf .venv
+	$(PYTHON) -m venv .venv
+
+$(RUN_READY): requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt $(RUN_READY)
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(NODE_READY): tests/live/package-lock.json | tools
+	@if command -v npm >/dev/null; then \
+		echo "npm ci --prefix tests/live" && \
+		npm ci --prefix tests/live --no-audit --no-fund --loglevel=error && touch $@; \
+	else \
+		echo "SKIPPED: no npm, so no tests with the EventSource of Node.js"; \
+	fi
+
+# RUNLEVEL=1 keeps Debian from starting nginx as a service of the machine.
+tools:
+	@PATH="$$PATH:/usr/sbin"; names= packages=; \
+	for tool in $(TOOLS); do \
+		command -v $${tool%%:*} >/dev/null && continue; \
+		names="$$names $${tool%%:*}" packages="$$packages $$(echo $${tool#*:} | tr , " ")"; \
+	done; \
+	if [ -z "$$names" ]; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "Installing for the live tests:$$packages"; \
+		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+		apt-get -qq update && \
+		apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends $$packages >/dev/null && exit 0; \
+	fi; \
+	echo "SKIPPED: the live tests that need$$names (Debian: apt-get install$$packages)"

@@ -1,0 +1,1 @@
+"""Pushline: a Server-Sent Events push service. Imports nothing, because gevent must patch first."""

@@ -1,0 +1,54 @@
+"""Channel names, and the names that Redis knows them by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from service.errors import BadChannel, BadParameter
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+
+
+def check_channel(name: str) -> str:
+    """Return `name`; raises BadChannel unless all of it is a channel name."""
+    if not _NAME.fullmatch(name):
+        raise BadChannel(f"{name[:140]!r} is not a channel name")
+    return name
+
+
+def check_channels(names: Iterable[str], at_most: int) -> tuple[str, ...]:
+    """Return `names` sorted and without repeats.
+
+    Raises BadChannel for a bad name or none at all, BadParameter for more than `at_most`.
+    """
+    channels = tuple(sorted({check_channel(name) for name in names}))
+    if not channels:
+        raise BadChannel("no channel is named", fix="Add ?channel=NAME, once for each channel")
+    if len(channels) > at_most:
+        raise BadParameter(
+            f"{len(channels)} channels are named",
+            fix=f"Name at most {at_most} (MAX_CHANNELS_PER_STREAM)",
+        )
+    return channels
+
+
+@dataclass(frozen=True, slots=True)
+class RedisNames:
+    """How channels and keys are called in Redis; the one place where such names are made."""
+
+    prefix: str
+
+    def pubsub(self, channel: str) -> str:
+        """The Redis pub/sub channel of `channel`; it ignores the database number."""
+        return self.prefix + channel
+
+    def channel(self, pubsub: str) -> str:
+        """The channel whose Redis pub/sub channel is `pubsub`."""
+        return pubsub[len(self.prefix) :]
+
+    @property
+    def clock(self) -> str:
+        """The key of the id clock; it keeps a prefix even where channels have none."""
+        return (self.prefix or "pushline:") + "clock"

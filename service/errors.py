@@ -1,0 +1,216 @@
+"""What can go wrong, and the answer to it: each class carries its HTTP status and a stable code.
+
+PushlineError                     500 internal
+|- ConfigError                    (start-up only) one line that names what to mend
+|- BadRequest                     400 bad_request
+|  |- BadChannel                  400 bad_channel
+|  |- BadEvent                    400 bad_event
+|  |- BadParameter                400 bad_parameter
+|  `- BadBody                     400 bad_body
+|- ForeignOrigin                  403 foreign_origin
+|- NoSuchPage                     404 not_found
+|- WrongMethod                    405 method_not_allowed
+|- BodyTooSlow                    408 body_too_slow
+|- EventTooLarge                  413 event_too_large
+|- UnsupportedBody                415 unsupported_body
+|- Overloaded                     503 overloaded; an EventSource is refused softly instead
+|  |- TooManyStreams              503 too_many_streams
+|  |- TooManyStreamsFromAddress   429 too_many_streams_from_address
+|  |- Draining                    503 draining
+|  `- NotFollowing                503 not_following
+`- RedisError                     503 redis_error
+   |- RedisDown                   503 redis_down         nothing was published
+   |- RedisRefused                503 redis_readonly, redis_loading, redis_out_of_memory, redis_busy
+   `- OutcomeUnknown              503 outcome_unknown    it may have been published
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PushlineError(Exception):
+    """Base of all; `detail` says what happened, `fix` how to mend it."""
+
+    status = 500
+    code = "internal"
+    title = "The service failed"
+    fix = ""
+    retry_after_seconds: int | None = None
+
+    def __init__(self, detail: str = "", *, fix: str | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        if fix is not None:
+            self.fix = fix
+
+
+class ConfigError(PushlineError):
+    """The service can't start as configured; the message is one line."""
+
+    code = "bad_configuration"
+    title = "The configuration can't be used"
+
+
+class BadRequest(PushlineError):
+    """The client sent something that can't be used."""
+
+    status = 400
+    code = "bad_request"
+    title = "The request can't be used"
+
+
+class BadChannel(BadRequest):
+    """A channel name is missing or not allowed."""
+
+    code = "bad_channel"
+    title = "Not a channel name"
+    fix = "Use 1 to 128 of the characters A-Z a-z 0-9 _ . : -"
+
+
+class BadEvent(BadRequest):
+    """An event can't be written as text/event-stream."""
+
+    code = "bad_event"
+    title = "Not a publishable event"
+
+
+class BadParameter(BadRequest):
+    """A query parameter is unknown or has a bad value."""
+
+    code = "bad_parameter"
+    title = "A query parameter can't be used"
+
+
+class BadBody(BadRequest):
+    """A request body isn't what its type says."""
+
+    code = "bad_body"
+    title = "The request body can't be used"
+
+
+class ForeignOrigin(PushlineError):
+    """A web page of another origin tried to publish."""
+
+    status = 403
+    code = "foreign_origin"
+    title = "Publishing from this origin is not allowed"
+    fix = "Add the page's origin to CORS_ORIGINS, or publish from a server"
+
+
+class NoSuchPage(PushlineError):
+    """No route has this path."""
+
+    status = 404
+    code = "not_found"
+    title = "Nothing is here"
+    fix = "Stream with GET /stream?channel=NAME, publish with POST /channels/NAME"
+
+
+class WrongMethod(PushlineError):
+    """The route exists, but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "This path doesn't take that method"
+    fix = "The Allow header lists the methods it takes"
+
+
+class BodyTooSlow(PushlineError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "body_too_slow"
+    title = "The request body took too long"
+
+
+class EventTooLarge(PushlineError):
+    """A body or an event is over its limit."""
+
+    status = 413
+    code = "event_too_large"
+    title = "The event is too large"
+    fix = "Send less, or raise MAX_EVENT_BYTES"
+
+
+class UnsupportedBody(PushlineError):
+    """A body of a type or encoding that is not taken."""
+
+    status = 415
+    code = "unsupported_body"
+    title = "This kind of body is not taken"
+
+
+class Overloaded(PushlineError):
+    """No stream can be opened now; an EventSource is told to come back later."""
+
+    status = 503
+    code = "overloaded"
+    title = "No stream can be opened now"
+    fix = "Try again after the time in Retry-After"
+    retry_after_seconds = 5
+
+
+class TooManyStreams(Overloaded):
+    """This worker holds MAX_CONNECTIONS streams."""
+
+    code = "too_many_streams"
+    title = "This worker holds all the streams it may"
+
+
+class TooManyStreamsFromAddress(Overloaded):
+    """This client address holds MAX_CONNECTIONS_PER_IP streams on this worker."""
+
+    status = 429
+    code = "too_many_streams_from_address"
+    title = "This address holds all the streams it may"
+    fix = "Close a stream first; the service's limit is MAX_CONNECTIONS_PER_IP"
+
+
+class Draining(Overloaded):
+    """The worker is shutting down."""
+
+    code = "draining"
+    title = "This worker is shutting down"
+
+
+class NotFollowing(Overloaded):
+    """Redis did not confirm the subscription in time."""
+
+    code = "not_following"
+    title = "Redis did not confirm the channels in time"
+
+
+class RedisError(PushlineError):
+    """Redis could not do what was asked."""
+
+    status = 503
+    code = "redis_error"
+    title = "Redis could not take the event"
+    fix = "Try again after the time in Retry-After"
+    retry_after_seconds = 2
+    published: Sequence[str] = ()
+    """Ids of the events that went out before this one failed."""
+
+
+class RedisDown(RedisError):
+    """Redis can't be reached: nothing was published."""
+
+    code = "redis_down"
+    title = "Redis can't be reached, so nothing was published"
+
+
+class RedisRefused(RedisError):
+    """Redis answered that it can't write now; `code` names the reason."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class OutcomeUnknown(RedisError):
+    """Redis did not answer: the event may have been published or not."""
+
+    code = "outcome_unknown"
+    title = "Redis did not answer, so the event may have been published or not"
+    fix = "Publish again if a repeated event does less harm than a missing one"

@@ -1,0 +1,92 @@
+"""Events and their ids: frozen values, validated at construction."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.errors import BadEvent
+
+MAX_NAME_BYTES = 128
+"""Longest event name; browsers compare names as strings, nobody needs more."""
+
+RETRY_RANGE_MILLISECONDS = (500, 60_000)
+"""What `retry` may ask of clients: less is a herd, more looks dead."""
+
+RESERVED_NAMES = frozenset({"open", "error"})
+"""EventSource fires these itself: a page could not tell them apart."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ID = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
+
+
+class EventId(NamedTuple):
+    """A hybrid logical clock, `<milliseconds>-<sequence>`; it orders all channels of one Redis."""
+
+    milliseconds: int
+    sequence: int
+
+    @classmethod
+    def parse(cls, text: str) -> EventId:
+        """Read `<milliseconds>-<sequence>`; raises ValueError for anything else."""
+        match = _ID.fullmatch(text)
+        if match is None:
+            raise ValueError(f"not an event id: {text!r}")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds}-{self.sequence}"
+
+
+FIRST_ID = EventId(0, 0)
+"""Below every id that is ever given out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a publisher sends: text, and optionally a name and a reconnection time.
+
+    Raises BadEvent when it can't be written as text/event-stream (WHATWG HTML 9.2) without
+    another reader seeing something else.
+    """
+
+    data: str
+    name: str | None = None
+    retry_milliseconds: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _encodable(self.data):
+            raise BadEvent("data holds half of a surrogate pair, which UTF-8 can't carry")
+        if self.name is not None:
+            check_name(self.name)
+        low, high = RETRY_RANGE_MILLISECONDS
+        if self.retry_milliseconds is not None and not low <= self.retry_milliseconds <= high:
+            raise BadEvent(
+                f"retry is {self.retry_milliseconds}", fix=f"Use {low} to {high} milliseconds"
+            )
+
+
+def check_name(name: str) -> None:
+    """Raise BadEvent unless `name` may be a publisher's event name."""
+    if name == "":
+        raise BadEvent("the event name is empty", fix="Leave it out for an ordinary message")
+    if _CONTROL.search(name) or not _encodable(name):
+        raise BadEvent(
+            f"the event name {name!r} holds a control character or half a surrogate pair"
+        )
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise BadEvent(f"the event name is longer than {MAX_NAME_BYTES} bytes")
+    if name.startswith("$") or name in RESERVED_NAMES:
+        raise BadEvent(
+            f"the event name {name!r} is reserved",
+            fix="Names that start with $ are the service's, open and error are EventSource's",
+        )
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""Frames: an event's finished bytes, with what workers must know of them, as Redis carries them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from service.errors import BadEvent
+from service.event import RETRY_RANGE_MILLISECONDS, Event, EventId
+from service.sse import encode
+
+MAGIC = b"\xffP1 "
+"""How our own messages in Redis begin; no UTF-8 text starts with this byte (publish.lua)."""
+
+_FLASK_SSE_KEYS = frozenset({"data", "type", "id", "retry"})
+
+
+class Frame:
+    """An event as bytes of text/event-stream; the same object serves every subscriber.
+
+    `id` is None for foreign events, which are live only. `name` is the event's name, with
+    `message` for none.
+    """
+
+    __slots__ = ("data", "id", "name")
+
+    def __init__(self, event_id: EventId | None, name: str, data: bytes) -> None:
+        self.id = event_id
+        self.name = name
+        self.data = data
+
+
+def unpack(payload: bytes) -> Frame:
+    """Read a message of a Redis channel: one of ours, flask-sse's, or raw text.
+
+    Nothing that anybody publishes makes this fail: what isn't ours is taken as text.
+    """
+    if payload.startswith(MAGIC):
+        try:
+            return _unpack_own(payload)
+        except ValueError:
+            pass
+    return _foreign(payload)
+
+
+def _unpack_own(payload: bytes) -> Frame:
+    envelope, separator, data = payload.partition(b"\n")
+    event_id, name = envelope[len(MAGIC) :].split(b" ", 1)
+    if not separator or not data.endswith(b"\n\n"):
+        raise ValueError("not a whole frame")
+    return Frame(EventId.parse(event_id.decode("ascii")), name.decode() or "message", data)
+
+
+def _foreign(payload: bytes) -> Frame:
+    text = payload.decode("utf-8", "replace")
+    event = _flask_sse_event(text) if text.startswith("{") else None
+    event = event or Event(text)
+    before, after = encode(event)
+    return Frame(None, event.name or "message", before + after)
+
+
+def _flask_sse_event(text: str) -> Event | None:
+    """The event in flask-sse's JSON, without the id that only our clock may give; else None."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or "data" not in fields or fields.keys() - _FLASK_SSE_KEYS:
+        return None
+    data = fields["data"]
+    data = data if isinstance(data, str) else json.dumps(data)
+    data = data.encode("utf-8", "replace").decode()
+    retry = fields.get("retry")
+    low, high = RETRY_RANGE_MILLISECONDS
+    retry = min(max(retry, low), high) if type(retry) is int else None
+    return _named(data, fields.get("type"), retry)
+
+
+def _named(data: str, name: Any, retry: int | None) -> Event:
+    try:
+        return Event(data, name if isinstance(name, str) else None, retry)
+    except BadEvent:
+        return Event(data, None, retry)

@@ -1,0 +1,52 @@
+"""gunicorn's settings, made from ours; see the Procfile for how it is named."""
+
+import os
+import sys
+
+from service.errors import ConfigError
+from service.logs import ServiceLogger
+from service.settings import RESERVED_FILES, Settings, raise_file_limit
+
+try:
+    settings = Settings.from_environ(os.environ)
+    settings.check_can_serve()
+except ConfigError as error:
+    sys.exit(f"pushline: {error}")
+
+raise_file_limit()
+
+
+class Logger(ServiceLogger):
+    """Our log lines in the format of LOG_FORMAT."""
+
+    as_json = settings.json_logs
+
+
+_host = f"[{settings.host}]" if ":" in settings.host else settings.host
+bind = f"{_host}:{settings.port}"
+workers = settings.workers
+worker_class = "service.worker.PushlineWorker"
+logger_class = Logger
+loglevel = settings.log_level
+
+# Requests in flight and idle connections; streams leave this pool when their socket is taken over.
+worker_connections = RESERVED_FILES - 150
+keepalive = settings.keepalive_seconds
+
+# gunicorn kills workers this long after SIGTERM: first the drain, then requests in flight.
+graceful_timeout = round(settings.drain_seconds) + 10
+
+# Each stream is a request: a limit would restart workers for no reason.
+max_requests = 0
+
+# Patching must come before the application is imported, and that is in the worker.
+preload_app = False
+
+# gunicorn's control socket is shared by all instances of a user.
+control_socket_disable = True
+
+# The C parser is an option that `pip install` may or may not have brought.
+http_parser = "python"
+
+# A heartbeat file on a disk that blocks would make the master kill a healthy worker.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None

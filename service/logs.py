@@ -1,0 +1,101 @@
+"""Log lines: readable text or one JSON object each, never with a query string in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from gunicorn.glogging import Logger
+
+access = logging.getLogger("pushline.access")
+
+_QUERY = re.compile(r"\?[^\s'\"]*")
+
+
+def log_request(
+    *,
+    address: str,
+    method: str,
+    path: str,
+    status: int,
+    sent_bytes: int,
+    seconds: float,
+    **more: Any,
+) -> None:
+    """Write the access line of a request that is over; `path` is without the query string."""
+    fields = {
+        "address": address,
+        "method": method,
+        "path": path,
+        "status": status,
+        "bytes": sent_bytes,
+        "seconds": round(seconds, 3),
+        **more,
+    }
+    access.info("%s %s %s", method, path, status, extra={"fields": fields})
+
+
+class LineFormatter(logging.Formatter):
+    """`time level message key=value ...`, or the same as one JSON object."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; control characters are escaped, so that no client can write its own."""
+        fields = getattr(record, "fields", {})
+        message = _QUERY.sub("?...", record.getMessage())
+        if record.exc_info:
+            fields = {
+                **fields,
+                "exception": _QUERY.sub("?...", self.formatException(record.exc_info)),
+            }
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        moment += f".{int(record.msecs):03d}Z"
+        if self._as_json:
+            line = {"time": moment, "level": record.levelname.lower(), "logger": record.name}
+            return json.dumps({**line, "message": message, **fields}, default=str)
+        return _readable(moment, record.levelname, message, fields)
+
+
+def _readable(moment: str, level: str, message: str, fields: dict[str, Any]) -> str:
+    exception = fields.get("exception", "")
+    shown = [f"{key}={value}" for key, value in fields.items() if key != "exception"]
+    line = " ".join([moment, f"{level:<7}", message, *shown])
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return f"{escaped}\n{exception}" if exception else escaped
+
+
+class ServiceLogger(Logger):
+    """gunicorn's logger with our lines on standard error, whatever its own format settings say."""
+
+    as_json = True
+
+    def setup(self, cfg: Any) -> None:
+        """Set gunicorn's and our own loggers up; runs again when the configuration is reloaded."""
+        super().setup(cfg)
+        formatter = LineFormatter(as_json=self.as_json)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(formatter)
+        ours = logging.getLogger("pushline")
+        ours.handlers = [logging.StreamHandler(sys.stderr)]
+        ours.handlers[0].setFormatter(formatter)
+        ours.setLevel(self.loglevel)
+        ours.propagate = False
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
+        """The access line of a request that gunicorn has answered."""
+        log_request(
+            address=environ.get("REMOTE_ADDR", ""),
+            method=environ.get("REQUEST_METHOD", ""),
+            path=environ.get("PATH_INFO", ""),
+            status=int(str(resp.status).split()[0]),
+            sent_bytes=getattr(resp, "sent", 0) or 0,
+            seconds=request_time.total_seconds(),
+        )

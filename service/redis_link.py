@@ -1,0 +1,234 @@
+"""The one pub/sub connection to Redis: connect, follow channels, notice that it is gone.
+
+Standard-library sockets: cooperative under gevent's patches, blocking in plain programs, so that
+this is written once. It isn't redis-py's PubSub, which reconnects silently and never notices a
+frozen server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+
+from service.channels import RedisNames
+from service.frame import Frame, unpack
+
+CONNECT_SECONDS = 5.0
+"""How long connecting may take, name look-up and TLS included."""
+
+TICK_SECONDS = 1.0
+"""A read waits this long. Silence is counted in ticks, so that a stall of this process is one."""
+
+PING_AFTER_TICKS = 3
+"""Silence after which the server is asked for a sign of life."""
+
+DEAD_AFTER_TICKS = 7
+"""Silence after which the connection is given up: within 10 s with all that rounds up."""
+
+READ_BYTES = 1_048_576
+"""Most that one read takes: all that the socket holds, so that a flood makes large batches."""
+
+SUBSCRIBE_BATCH = 512
+"""Channels in one SUBSCRIBE, so that no single command is huge."""
+
+BACKOFF_SECONDS = (0.05, 5.0)
+"""First and longest pause between attempts to reconnect."""
+
+
+class LinkLost(OSError):
+    """The connection is unusable; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where a Redis is and how to log in, read from its URL."""
+
+    host: str
+    port: int
+    path: str | None
+    tls: bool
+    username: str | None
+    password: str | None
+
+    @classmethod
+    def parse(cls, url: str) -> RedisAddress:
+        """Read a redis://, rediss:// or unix:// URL."""
+        parts = urlsplit(url)
+        return cls(
+            host=parts.hostname or "localhost",
+            port=parts.port or 6379,
+            path=unquote(parts.path) if parts.scheme == "unix" else None,
+            tls=parts.scheme == "rediss",
+            username=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+        )
+
+    def __str__(self) -> str:
+        """The address for logs, without credentials."""
+        return self.path or f"{self.host}:{self.port}"
+
+    def connect(self, tls_verify: bool) -> socket.socket:
+        """Open a connection; raises OSError."""
+        if self.path is not None:
+            plain = socket.socket(socket.AF_UNIX)
+            plain.settimeout(CONNECT_SECONDS)
+            try:
+                plain.connect(self.path)
+            except OSError:
+                plain.close()
+                raise
+            return plain
+        plain = socket.create_connection((self.host, self.port), CONNECT_SECONDS)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if not self.tls:
+            return plain
+        try:
+            return tls_context(tls_verify).wrap_socket(plain, server_hostname=self.host)
+        except OSError:
+            plain.close()
+            raise
+
+
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """How rediss:// is checked; Heroku's servers have self-signed certificates."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Backoff:
+    """Growing, jittered pauses between attempts; for ever, but never longer than the longest."""
+
+    def __init__(self) -> None:
+        self._seconds = BACKOFF_SECONDS[0]
+
+    def reset(self) -> None:
+        """Start over after a success."""
+        self._seconds = BACKOFF_SECONDS[0]
+
+    def next(self) -> float:
+        """The next pause in seconds."""
+        pause = self._seconds * random.uniform(0.5, 1.0)
+        self._seconds = min(2 * self._seconds, BACKOFF_SECONDS[1])
+        return pause
+
+
+class RedisLink:
+    """One connection that is subscribed to channels. It lives once: after a loss, make another.
+
+    One greenlet or thread calls `read`; any may call `subscribe` and `unsubscribe`.
+    """
+
+    def __init__(
+        self, address: RedisAddress, names: RedisNames, *, tls_verify: bool = True
+    ) -> None:
+        """Connect and log in; raises OSError, LinkLost among it, when that fails."""
+        self._names = names
+        self._reader = hiredis.Reader(protocolError=LinkLost, replyError=LinkLost)
+        self._writing = threading.Lock()
+        self._silent_ticks = 0
+        self._socket = address.connect(tls_verify)
+        try:
+            self._log_in(address)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._socket.settimeout(TICK_SECONDS)
+
+    def _log_in(self, address: RedisAddress) -> None:
+        """Authenticate, and hear from the server once: a frozen one still accepts connections."""
+        if address.password is not None:
+            self._ask("AUTH", *filter(None, [address.username]), address.password)
+        self._ask("PING")
+
+    def _ask(self, *command: str) -> None:
+        self._send(command)
+        while (reply := self._reader.gets()) is False:
+            self._feed()
+        if isinstance(reply, LinkLost):
+            raise LinkLost(f"Redis refused {command[0]}: {reply}")
+
+    def close(self) -> None:
+        """Close the connection; a `read` that waits raises LinkLost."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def subscribe(self, channels: Iterable[str]) -> None:
+        """Ask for `channels`; `read` reports each one when Redis has confirmed it."""
+        self._command_each("SUBSCRIBE", channels)
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        """Ask for `channels` no more."""
+        self._command_each("UNSUBSCRIBE", channels)
+
+    def _command_each(self, command: str, channels: Iterable[str]) -> None:
+        wanted = [self._names.pubsub(channel) for channel in channels]
+        for start in range(0, len(wanted), SUBSCRIBE_BATCH):
+            self._send((command, *wanted[start : start + SUBSCRIBE_BATCH]))
+
+    def _send(self, command: tuple[Any, ...]) -> None:
+        with self._writing:
+            try:
+                self._socket.sendall(hiredis.pack_command(command))
+            except OSError:
+                self.close()  # half a command may be out: nothing sensible can follow it
+                raise
+
+    def read(self) -> tuple[list[tuple[str, Frame]], list[str]]:
+        """Wait up to a tick; return (channel, frame) pairs, and the channels that were confirmed.
+
+        Raises LinkLost when the connection is closed or the server silent for too long.
+        """
+        if self._feed_within_tick():
+            self._silent_ticks = 0
+        else:
+            self._count_silence()
+        frames: list[tuple[str, Frame]] = []
+        confirmed: list[str] = []
+        while (reply := self._reader.gets()) is not False:
+            self._take(reply, frames, confirmed)
+        return frames, confirmed
+
+    def _feed_within_tick(self) -> bool:
+        try:
+            self._feed()
+        except TimeoutError:
+            return False
+        return True
+
+    def _feed(self) -> None:
+        data = self._socket.recv(READ_BYTES)
+        if not data:
+            raise LinkLost("Redis closed the connection")
+        self._reader.feed(data)
+
+    def _count_silence(self) -> None:
+        self._silent_ticks += 1
+        if self._silent_ticks >= DEAD_AFTER_TICKS:
+            raise LinkLost(f"Redis is silent for {DEAD_AFTER_TICKS * TICK_SECONDS:.0f} s")
+        if self._silent_ticks == PING_AFTER_TICKS:
+            self._send(("PING",))
+
+    def _take(self, reply: Any, frames: list[tuple[str, Frame]], confirmed: list[str]) -> None:
+        if isinstance(reply, LinkLost):
+            raise reply
+        if not isinstance(reply, list) or len(reply) != 3:
+            return  # the answer to a PING
+        kind, pubsub, payload = reply
+        if kind == b"message":
+            frames.append((self._names.channel(pubsub.decode("utf-8", "replace")), unpack(payload)))
+        elif kind == b"subscribe":
+            confirmed.append(self._names.channel(pubsub.decode()))

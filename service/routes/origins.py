@@ -1,0 +1,68 @@
+"""Which web pages may stream and publish: CORS with an allow-list (Fetch, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from flask import Response, request
+
+from service.errors import ForeignOrigin
+from service.settings import LOOPBACK_HOSTS
+
+ALLOWED_HEADERS = "authorization, cache-control, content-type, idempotency-key, last-event-id"
+PREFLIGHT_SECONDS = 600
+
+
+class Origins:
+    """The allow-list, and what follows from it. `*` lets any page stream, without credentials."""
+
+    def __init__(self, allowed: Sequence[str], *, local: bool) -> None:
+        self._allowed = frozenset(allowed)
+        self._local = local
+
+    def check_publish(self) -> None:
+        """Raise ForeignOrigin when a page that is neither ours nor listed sends this request.
+
+        Any web page can reach 127.0.0.1, so this holds in local mode too.
+        """
+        origin = request.headers.get("Origin")
+        if origin is not None and not self._is_own(origin) and origin.lower() not in self._allowed:
+            raise ForeignOrigin(f"the page's origin is {origin[:200]!r}")
+
+    def _is_own(self, origin: str) -> bool:
+        netloc = urlsplit(origin).netloc.lower()
+        if self._local and (urlsplit(origin).hostname or "") not in LOOPBACK_HOSTS:
+            return False  # a name of somebody else's that leads to this machine
+        return netloc != "" and netloc == request.host.lower()
+
+    def allow(self, response: Response) -> Response:
+        """Add the CORS headers that the request's origin is granted."""
+        for name, value in self.headers().items():
+            response.headers[name] = value
+        return response
+
+    def headers(self) -> dict[str, str]:
+        """The CORS headers of an answer to this request; caches must keep origins apart."""
+        origin = request.headers.get("Origin", "")
+        if origin.lower() in self._allowed:
+            granted = {
+                "Access-Control-Allow-Origin": origin,
+                "Access-Control-Allow-Credentials": "true",
+            }
+        elif origin and "*" in self._allowed:
+            granted = {"Access-Control-Allow-Origin": "*"}
+        else:
+            granted = {}
+        return {"Vary": "Origin", **granted} if self._allowed else granted
+
+    def preflight(self, methods: str) -> Response:
+        """Answer OPTIONS."""
+        response = Response(status=204)
+        response.headers["Allow"] = methods
+        self.allow(response)
+        if "Access-Control-Allow-Origin" in response.headers:
+            response.headers["Access-Control-Allow-Methods"] = methods
+            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+            response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)
+        return response

@@ -1,0 +1,42 @@
+"""GET / and /static: the demo page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flask import Blueprint, Response, send_from_directory
+
+STATIC = Path(__file__).resolve().parents[2] / "static"
+
+PAGE_HEADERS = {
+    # The page loads its own files only and can't be framed; nothing inline runs.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def page_routes() -> Blueprint:
+    """The demo page and its files."""
+    routes = Blueprint("page", __name__)
+
+    @routes.get("/")
+    def demo() -> Response:
+        """The demo page."""
+        return send_from_directory(STATIC, "index.html")
+
+    @routes.get("/static/<path:name>")
+    def static_file(name: str) -> Response:
+        """A file of the demo page."""
+        return send_from_directory(STATIC, name)
+
+    @routes.after_request
+    def harden(response: Response) -> Response:
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+    return routes

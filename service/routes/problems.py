@@ -1,0 +1,94 @@
+"""Errors as application/problem+json (RFC 9457), and soft refusals for EventSource."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from service.errors import (
+    BadRequest,
+    NoSuchPage,
+    Overloaded,
+    PushlineError,
+    RedisError,
+    WrongMethod,
+)
+from service.sse import encode_retry
+
+log = logging.getLogger("pushline.http")
+
+REFUSAL_RETRY_MILLISECONDS = (5_000, 30_000)
+"""When a refused EventSource comes back: spread out, so that a full service is not stormed."""
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Answer every error of `app` with problem+json; nothing is told that isn't the client's."""
+    app.register_error_handler(PushlineError, answer)
+    app.register_error_handler(HTTPException, _answer_http)
+    app.register_error_handler(Exception, _answer_failure)
+
+
+def answer(error: PushlineError) -> Response:
+    """The response to `error`.
+
+    An EventSource gives up for ever on any status but 200, so overload tells it to come back.
+    """
+    if isinstance(error, Overloaded) and wants_event_stream():
+        return soft_refusal()
+    return problem(error)
+
+
+def wants_event_stream() -> bool:
+    """Whether the client is an EventSource or says that it is like one."""
+    return "text/event-stream" in request.headers.get("Accept", "")
+
+
+def soft_refusal() -> Response:
+    """200, a jittered `retry:` and a clean end."""
+    body = encode_retry(random.randint(*REFUSAL_RETRY_MILLISECONDS))
+    headers = {"Cache-Control": "no-store"}
+    return Response(body, 200, headers, content_type="text/event-stream")
+
+
+def problem(error: PushlineError) -> Response:
+    """`error` as a problem document."""
+    body: dict[str, object] = {
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "detail": error.detail,
+    }
+    if error.fix:
+        body["fix"] = error.fix
+    if isinstance(error, RedisError) and error.published:
+        body["published"] = list(error.published)
+    response = Response(
+        json.dumps(body) + "\n", error.status, content_type="application/problem+json"
+    )
+    response.headers["Cache-Control"] = "no-store"
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+    return response
+
+
+def _answer_http(error: HTTPException) -> Response:
+    if error.response is not None or (error.code or 500) < 400:
+        return Response(error.get_response().get_data(), error.code or 500)
+    if isinstance(error, NotFound):
+        return problem(NoSuchPage())
+    if isinstance(error, MethodNotAllowed):
+        response = problem(WrongMethod())
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+        return response
+    wrapped = BadRequest(error.description or "")
+    wrapped.status = error.code or 400
+    return problem(wrapped)
+
+
+def _answer_failure(error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return problem(PushlineError("The log of the service has the details"))

@@ -1,0 +1,43 @@
+"""GET /livez and GET /readyz."""
+
+from __future__ import annotations
+
+import json
+
+import gevent
+from flask import Blueprint, Response
+
+from service.broker import Broker
+from service.hub import Hub
+
+ANSWER_SECONDS = 1.0
+"""A Redis that takes longer for a PING is no use to publishers."""
+
+
+def status_routes(hub: Hub, broker: Broker) -> Blueprint:
+    """The routes that load balancers and supervisors ask."""
+    routes = Blueprint("status", __name__)
+
+    @routes.get("/livez")
+    def livez() -> Response:
+        """200 while the worker turns; Redis has no part in it, as a restart would not mend it."""
+        return _json(200, {"live": True})
+
+    @routes.get("/readyz")
+    def readyz() -> Response:
+        """200 only when streams and publishes will work; else 503 with the reasons."""
+        reasons = []
+        if hub.draining:
+            reasons.append("draining")
+        if not broker.ready:
+            reasons.append("redis_not_followed")
+        if not gevent.with_timeout(ANSWER_SECONDS, broker.answers, timeout_value=False):
+            reasons.append("redis_not_answering")
+        return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
+
+    return routes
+
+
+def _json(status: int, body: dict[str, object]) -> Response:
+    headers = {"Cache-Control": "no-store"}
+    return Response(json.dumps(body) + "\n", status, headers, content_type="application/json")

@@ -1,0 +1,168 @@
+"""GET /stream: from a request to an open stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from wsgiref.handlers import format_date_time
+
+from flask import Blueprint, Response, request
+
+from service.addresses import Network, StreamLimits, client_address
+from service.batch import chunk
+from service.broker import Broker
+from service.channels import check_channels
+from service.errors import BadParameter, Draining
+from service.event import EventId, check_name
+from service.hub import Hub
+from service.iterator import OPEN, IteratorOutlet
+from service.routes.origins import Origins
+from service.sockets import HAND_OVER, HANDED_OVER, Sockets
+from service.sse import encode_opening
+from service.subscriber import GONE, Ending, Subscriber
+from service.view import Selection
+
+STREAM_HEADERS = {
+    # Exactly this: UTF-8 goes without saying, and some clients compare the whole value.
+    "Content-Type": "text/event-stream",
+    # No cache may keep a stream, no proxy may compress it and so hold events back.
+    "Cache-Control": "no-store, no-transform",
+    # nginx would otherwise wait until a buffer is full.
+    "X-Accel-Buffering": "no",
+    # What publishers send is text, whatever it looks like.
+    "X-Content-Type-Options": "nosniff",
+}
+
+MAX_NAMES = 64
+"""Event names that one stream may list."""
+
+
+def stream_routes(opener: StreamOpener, origins: Origins, max_channels: int) -> Blueprint:
+    """The streaming route."""
+    routes = Blueprint("stream", __name__)
+
+    @routes.after_request
+    def allow_origin(response: Response) -> Response:
+        return origins.allow(response)
+
+    @routes.get("/stream")
+    def stream() -> Response:
+        """Open a stream; HEAD only checks the request."""
+        selection = _selection(max_channels)
+        if request.method == "HEAD":
+            return Response(headers=STREAM_HEADERS)
+        return opener.open(selection, {**STREAM_HEADERS, **origins.headers()})
+
+    @routes.route("/stream", methods=["OPTIONS"])
+    def preflight() -> Response:
+        """Answer a page's preflight; no stream is opened."""
+        return origins.preflight("GET, HEAD, OPTIONS")
+
+    return routes
+
+
+def _selection(max_channels: int) -> Selection:
+    channels = check_channels(request.args.getlist("channel"), max_channels)
+    names = request.args.getlist("event")
+    if len(names) > MAX_NAMES:
+        raise BadParameter(f"{len(names)} event names are listed", fix=f"List at most {MAX_NAMES}")
+    for name in names:
+        if not name.startswith("$"):  # those pass every filter anyway
+            check_name(name)
+    ping = request.args.get("ping", "comment")
+    if ping not in ("comment", "event"):
+        raise BadParameter(f"ping={ping[:40]!r} is not known", fix="Known are comment and event")
+    return Selection(channels, frozenset(names) or None, visible_pings=ping == "event")
+
+
+class StreamOpener:
+    """Opens streams: admitted, followed, answered, attached.
+
+    What a stream takes, `ended` gives back; a step that fails gives back what it took itself.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        broker: Broker,
+        limits: StreamLimits,
+        sockets: Sockets | None,
+        iterator: Callable[[], IteratorOutlet],
+        trusted_proxies: Sequence[Network],
+    ) -> None:
+        self._hub = hub
+        self._broker = broker
+        self._limits = limits
+        self._sockets = sockets
+        self._iterator = iterator
+        self._trusted_proxies = trusted_proxies
+
+    def open(self, selection: Selection, headers: Mapping[str, str]) -> Response:
+        """Answer this request with a stream; raises Overloaded when there can be none now."""
+        if self._hub.draining:
+            raise Draining
+        forwarded_for = request.headers.get("X-Forwarded-For", "")
+        address = client_address(request.remote_addr or "", forwarded_for, self._trusted_proxies)
+        self._limits.admit(address)
+        try:
+            past = self._broker.follow(selection.channels)
+        except BaseException:
+            self._limits.release(address)
+            raise
+        try:
+            if self._hub.draining:
+                raise Draining
+            return self._answer(selection, address, max(past, self._hub.position), headers)
+        except BaseException:
+            self._broker.unfollow(selection.channels)
+            self._limits.release(address)
+            raise
+
+    def _answer(
+        self, selection: Selection, address: str, position: EventId, headers: Mapping[str, str]
+    ) -> Response:
+        opening = encode_opening(self._hub.jittered_retry(), position)
+        client = request.environ.get(HAND_OVER)
+        if client is None or self._sockets is None:
+            return self._iterate(selection, address, position, opening, headers)
+        chunked = request.environ["SERVER_PROTOCOL"] != "HTTP/1.0"
+        fd = self._sockets.take_over(client)
+        request.environ[HANDED_OVER] = True
+        subscriber = Subscriber(self._sockets, fd, selection, address, chunked=chunked)
+        self._sockets.watch(subscriber)
+        subscriber.send(_head(headers, chunked) + (chunk(opening) if chunked else opening))
+        self._attach(subscriber, position)
+        return Response()
+
+    def _iterate(
+        self,
+        selection: Selection,
+        address: str,
+        position: EventId,
+        opening: bytes,
+        headers: Mapping[str, str],
+    ) -> Response:
+        outlet = self._iterator()
+        subscriber = Subscriber(outlet, OPEN, selection, address, chunked=False)
+        subscriber.send(opening)
+        self._attach(subscriber, position)
+        response = Response(outlet.pieces(subscriber), headers=dict(headers))
+        # A server that never starts the iterator still closes the response.
+        response.call_on_close(lambda: subscriber.end(Ending.CLIENT_LEFT))
+        return response
+
+    def _attach(self, subscriber: Subscriber, position: EventId) -> None:
+        if subscriber.fd != GONE:
+            self._hub.attach(subscriber, position)
+
+
+def _head(headers: Mapping[str, str], chunked: bool) -> bytes:
+    """The response head, which gunicorn would else write: it never sees this socket again."""
+    lines = [
+        "HTTP/1.1 200 OK" if chunked else "HTTP/1.0 200 OK",
+        f"Date: {format_date_time(time.time())}",
+        "Connection: close",
+        *(["Transfer-Encoding: chunked"] if chunked else []),
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,0 +1,184 @@
+"""One client of this worker: its bounded outbox, and why its stream ended."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from service.batch import LAST_CHUNK, Batch, chunk
+
+if TYPE_CHECKING:
+    from service.view import Selection, View
+
+GONE = -1
+"""The descriptor of a subscriber whose client is gone."""
+
+
+class Ending(enum.Enum):
+    """Why a stream ended; the values stand in logs and documentation."""
+
+    CLIENT_LEFT = "client_left"
+    TOO_SLOW = "too_slow"
+    STALLED = "stalled"
+    DRAINED = "drained"
+
+
+class Outlet(Protocol):
+    """Where a subscriber's bytes go: a handed-over socket, or the iterator of a WSGI response."""
+
+    outbox_bytes: int
+
+    def write(self, fd: int, data: bytes | memoryview, /) -> int:
+        """Take bytes, return how many; raises BlockingIOError for none now, OSError for never."""
+
+    def want_room(self, subscriber: Subscriber) -> None:
+        """Call `subscriber.flush()` whenever bytes can be taken again, until it returns True."""
+
+    def release(self, subscriber: Subscriber) -> None:
+        """The subscriber has ended: let go of its descriptor, and tell the hub."""
+
+
+class Subscriber:
+    """One open stream. Every byte to its client goes through here, so none follows its end.
+
+    `fd` is -1 once the client is gone; `ending` is set as soon as no event may follow. `address`
+    is the client's. `opened_at` and `moved_at` (when a backlog last shrank) are monotonic seconds.
+    """
+
+    __slots__ = (
+        "_bytes_before",
+        "_events_before",
+        "_head_sent",
+        "_outbox",
+        "_outlet",
+        "address",
+        "chunked",
+        "ending",
+        "fd",
+        "moved_at",
+        "opened_at",
+        "selection",
+        "unsent",
+        "view",
+    )
+
+    def __init__(
+        self, outlet: Outlet, fd: int, selection: Selection, address: str, *, chunked: bool
+    ) -> None:
+        self.fd = fd
+        self.selection = selection
+        self.address = address
+        self.chunked = chunked
+        self.opened_at = self.moved_at = time.monotonic()
+        self.ending: Ending | None = None
+        self.view: View | None = None
+        self.unsent = 0
+        self._outlet = outlet
+        self._outbox: deque[bytes] | None = None
+        self._head_sent = 0
+        self._events_before = self._bytes_before = 0
+
+    def joined(self, view: View, already: int) -> None:
+        """Note that `view` now sends to this stream, which has `already` got that many events."""
+        self.view = view
+        self.selection = view.selection
+        self._events_before = view.events - already
+        self._bytes_before = view.sent_bytes
+
+    @property
+    def events(self) -> int:
+        """How many events were offered to this stream."""
+        return 0 if self.view is None else self.view.events - self._events_before
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes of events were offered to this stream, without HTTP's framing."""
+        return 0 if self.view is None else self.view.sent_bytes - self._bytes_before
+
+    def offer(self, batch: Batch) -> None:
+        """Send `batch`, or keep it in the outbox; a full outbox ends the stream instead."""
+        self.send(batch.chunked() if self.chunked else batch.plain)
+
+    def send(self, data: bytes) -> None:
+        """Send finished bytes, as `offer` does."""
+        if self.ending is not None:
+            return
+        if self._outbox is not None:
+            self._append(data)
+            return
+        try:
+            sent = self._outlet.write(self.fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.end(ending_for(error))
+            return
+        if sent != len(data):
+            self._keep(data, sent)
+
+    def _append(self, data: bytes) -> None:
+        assert self._outbox is not None
+        if self.unsent > self._outlet.outbox_bytes:
+            self.end(Ending.TOO_SLOW)
+            return
+        self._outbox.append(data)
+        self.unsent += len(data)
+
+    def _keep(self, data: bytes, sent: int) -> None:
+        # A partly sent batch stays whole: cutting it would break chunk framing.
+        self._outbox = deque([data])
+        self._head_sent = sent
+        self.unsent = len(data) - sent
+        self.moved_at = time.monotonic()
+        self._outlet.want_room(self)
+
+    def flush(self) -> bool:
+        """Send what the outbox holds, as far as it goes; True when nothing is left to wait for."""
+        while self._outbox:
+            rest = memoryview(self._outbox[0])[self._head_sent :]
+            try:
+                sent = self._outlet.write(self.fd, rest)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self.end(ending_for(error))
+                return True
+            self.unsent -= sent
+            self.moved_at = time.monotonic()
+            if sent < len(rest):
+                self._head_sent += sent
+                return False
+            self._outbox.popleft()
+            self._head_sent = 0
+        self._outbox = None
+        if self.ending is not None:
+            self.end(self.ending)
+        return True
+
+    def finish(self, ending: Ending, farewell: bytes = b"") -> None:
+        """End cleanly: after what is already in the outbox, `farewell` and the last chunk."""
+        if self.ending is not None:
+            return
+        self.send(chunk(farewell) + LAST_CHUNK if self.chunked else farewell)
+        if self.ending is None:
+            self.ending = ending
+            if self._outbox is None:
+                self.end(ending)
+
+    def end(self, ending: Ending) -> None:
+        """End at once, whatever is unsent; the first reason given stays."""
+        if self.fd == GONE:
+            return
+        self.ending = self.ending or ending
+        self._outbox = None
+        if self.view is not None:
+            self.view.leave(self)
+        self._outlet.release(self)
+
+
+def ending_for(error: OSError) -> Ending:
+    """Name what a failed write or a socket error means: silence for too long, or a client gone."""
+    return Ending.STALLED if error.errno == errno.ETIMEDOUT else Ending.CLIENT_LEFT

@@ -1,0 +1,87 @@
+"""What a stream selects. Streams with the same view share every byte that they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from service.batch import Batch, joined
+from service.event import FIRST_ID, EventId
+from service.frame import Frame
+from service.subscriber import Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The channels of a stream, its event names (None: all) and the kind of its heartbeats."""
+
+    channels: tuple[str, ...]
+    names: frozenset[str] | None = None
+    visible_pings: bool = False
+
+
+class View:
+    """The subscribers of one selection, and the frames that wait for their next batch.
+
+    Nothing here yields to another greenlet, so a change is never seen half done.
+    """
+
+    __slots__ = ("_pending", "_sealed", "events", "heartbeat_at", "last_id", "position_at",
+                 "selection", "sent_bytes", "subscribers")  # fmt: skip
+
+    def __init__(self, selection: Selection, now: float = 0.0) -> None:
+        self.selection = selection
+        self.subscribers: set[Subscriber] = set()
+        self.last_id = FIRST_ID
+        self.heartbeat_at = self.position_at = now
+        self.events = 0
+        self.sent_bytes = 0
+        self._pending: list[Frame] = []
+        self._sealed: list[tuple[list[Batch], tuple[Subscriber, ...]]] = []
+
+    def collect(self, frame: Frame) -> bool:
+        """Keep `frame` for the next batch; False when it is not selected or came before.
+
+        An event of several channels reaches a view of several of them more than once, under one id.
+        """
+        if frame.id is not None:
+            if frame.id <= self.last_id:
+                return False
+            self.last_id = frame.id
+        names = self.selection.names
+        if names is not None and frame.name not in names and not frame.name.startswith("$"):
+            return False
+        self._pending.append(frame)
+        return True
+
+    def join(self, subscriber: Subscriber, position: EventId) -> None:
+        """Let `subscriber` in at a batch boundary: of the frames pending here it gets those above
+        `position`, one by one, and none of the batches that they end up in.
+        """
+        missed = [frame for frame in self._pending if frame.id and frame.id > position]
+        if self._pending:
+            self._seal()
+        subscriber.joined(self, already=len(missed))
+        self.subscribers.add(subscriber)
+        for frame in missed:
+            subscriber.offer(Batch(frame.data))
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Forget `subscriber`, if it is here."""
+        self.subscribers.discard(subscriber)
+
+    def take(self) -> Iterator[tuple[Batch, tuple[Subscriber, ...]]]:
+        """Yield what is pending as batches, each with the subscribers that it is for."""
+        if self._pending:
+            self._seal()
+        sealed, self._sealed = self._sealed, []
+        for batches, receivers in sealed:
+            for batch in batches:
+                yield batch, receivers
+
+    def _seal(self) -> None:
+        pending, self._pending = self._pending, []
+        batches = list(joined(pending))
+        self.events += len(pending)
+        self.sent_bytes += sum(len(batch.plain) for batch in batches)
+        self._sealed.append((batches, tuple(self.subscribers)))

@@ -1,0 +1,112 @@
+"""The gunicorn worker: start, hand-over of client sockets, drain.
+
+gunicorn's master imports this before any patching, so Flask and redis must stay out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gunicorn.workers.ggevent import GeventWorker
+
+from service.sockets import HAND_OVER, HANDED_OVER
+
+if TYPE_CHECKING:
+    from service.app import Service
+
+Application = Callable[[MutableMapping[str, Any], Any], Iterable[bytes]]
+
+
+class PushlineWorker(GeventWorker):
+    """A gevent worker that gives stream sockets away, and ends all streams before it exits."""
+
+    service: Service
+    _stopping = False
+
+    def load_wsgi(self) -> None:
+        """Load the application and put the hand-over around it."""
+        super().load_wsgi()
+        app: Any = self.wsgi
+        self.service = app.extensions["pushline"]
+        self.wsgi = with_hand_over(app)
+        self._idle: set[socket.socket] = set()
+
+    def run(self) -> None:
+        """Start the service, serve until told to stop, and stop it."""
+        self.service.start()
+        try:
+            super().run()
+        finally:
+            self.service.stop()
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        """Serve a connection, which is idle but for the requests on it."""
+        self._idle.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._idle.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> bool:
+        """Serve one request of a connection."""
+        self._idle.discard(sock)
+        keep_alive = super().handle_request(listener_name, req, sock, addr)
+        self._idle.add(sock)
+        return keep_alive
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """On the first SIGTERM start to drain; more of them change nothing."""
+        if not self.booted:
+            super().handle_exit(sig, frame)
+        elif not self._stopping:
+            self._stopping = True
+            gevent.spawn(self._drain_and_stop)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """On SIGINT or SIGQUIT end all streams cleanly, but at once."""
+        self._stopping = True
+        gevent.spawn(self._quit, sig, frame)
+
+    def _quit(self, sig: int, frame: Any) -> None:
+        self.service.drain(0)
+        super().handle_quit(sig, frame)
+
+    def _drain_and_stop(self) -> None:
+        try:
+            self.service.drain()
+        finally:
+            self.alive = False
+            self._close_idle_connections()
+
+    def _close_idle_connections(self) -> None:
+        # gunicorn would wait `keepalive` seconds for each, until its own master kills the worker.
+        while True:
+            for client in list(self._idle):
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+            gevent.sleep(0.1)
+
+
+def with_hand_over(application: Application) -> Application:
+    """Offer the client's socket to `application`, and end the request quietly when it is taken.
+
+    Only a plain TCP or unix socket under HTTP/1 qualifies; every other stream is iterated.
+    """
+
+    def serve(environ: MutableMapping[str, Any], start_response: Any) -> Iterable[bytes]:
+        client = environ.get("gunicorn.socket")
+        if type(client) is gevent.socket.socket:
+            environ[HAND_OVER] = client
+        body = application(environ, start_response)
+        if HANDED_OVER in environ:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
+            raise StopIteration  # gunicorn then leaves the connection alone
+        return body
+
+    return serve

@@ -1,0 +1,23 @@
+"""Fixtures for live tests: the service as real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live_server import LiveService
+from tests.valkey import Valkey
+
+
+@pytest.fixture(scope="session")
+def live_session(shared_valkey: Valkey) -> Iterator[LiveService]:
+    """One service with two workers for all tests that do it no harm."""
+    with LiveService(shared_valkey.url, WEB_CONCURRENCY=2, HEARTBEAT_SECONDS=1) as service:
+        yield service
+
+
+@pytest.fixture
+def live(live_session: LiveService) -> LiveService:
+    """The shared service. Tests use channels of their own."""
+    return live_session

@@ -1,0 +1,157 @@
+"""A real service for tests: gunicorn with our configuration, as its own process, on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.valkey import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+GUNICORN = ("-m", "gunicorn", "-c", "python:service.gunicorn_conf", "service.app:create_app()")
+
+
+def until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
+    """Wait for `condition` to be true and return its value; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+class LiveService:
+    """gunicorn on 127.0.0.1:`port`. Settings are keyword arguments named like the variables."""
+
+    def __init__(self, redis_url: str, **settings: object) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.settings: dict[str, object] = {
+            "REDIS_URL": redis_url,
+            "PORT": self.port,
+            "PUBLISH_OPEN": 1,
+            "MAX_CONNECTIONS_PER_IP": 0,
+            "LOG_FORMAT": "json",
+            **settings,
+        }
+        self.log_path = Path(tempfile.mkstemp(prefix="pushline-test-", suffix=".log")[1])
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, ready: bool = True) -> Self:
+        """Start the process; waits until it is ready, or only until it answers."""
+        environ = {k: v for k, v in os.environ.items() if k not in ("GUNICORN_CMD_ARGS",)}
+        environ.update({key: str(value) for key, value in self.settings.items()})
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *GUNICORN], cwd=ROOT, env=environ, stdout=log, stderr=log
+            )
+        path = "/readyz" if ready else "/livez"
+        until(lambda: self._answers(path), 20, f"{path} answers 200\n{self.log()}")
+        return self
+
+    def _answers(self, path: str) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the service ended\n{self.log()}"
+        try:
+            return self.get(path)[0] == 200
+        except OSError:
+            return False
+
+    @property
+    def pid(self) -> int:
+        """The process id of gunicorn's master."""
+        assert self.process is not None
+        return self.process.pid
+
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers that are there now."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
+        """GET a path: status, body, headers."""
+        return self._request("GET", path, None, headers)
+
+    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
+        """POST a body: status, body, headers. Header names are written with _ for -."""
+        return self._request("POST", path, body, headers)
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, body, named, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read(), error.headers
+
+    def publish(self, channel: str, data: str, event: str | None = None) -> str:
+        """Publish over HTTP and return the id."""
+        query = f"?event={event}" if event else ""
+        status, body, _ = self.post(f"/channels/{channel}{query}", data.encode())
+        assert status == 200, body
+        return str(json.loads(body)["id"])
+
+    def log(self) -> str:
+        """Everything that the service has logged."""
+        return self.log_path.read_text(errors="replace")
+
+    def log_lines(self, **fields: object) -> list[dict[str, Any]]:
+        """The JSON log lines that have all of `fields`."""
+        lines = []
+        for text in self.log().splitlines():
+            if text.startswith("{"):
+                line = json.loads(text)
+                if all(line.get(key) == value for key, value in fields.items()):
+                    lines.append(line)
+        return lines
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the master a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 40) -> int:
+        """Wait for the end and return the exit status."""
+        assert self.process is not None
+        return self.process.wait(timeout)
+
+    def stop(self) -> None:
+        """End the service, by force if need be."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        workers = self.worker_pids()
+        self.process.kill()
+        self.process.wait()
+        for pid in workers:  # they would notice the master's end only a second later
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if error is not None:
+            print(f"--- log of the service on port {self.port}\n{self.log()[-20_000:]}")
+        self.log_path.unlink()

@@ -1,0 +1,118 @@
+"""The documentation says what the code has, and its examples work."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from service import errors
+from service.app import create_app
+from service.settings import Settings
+from service.subscriber import Ending
+from tests.valkey import Valkey
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON_EXAMPLES = [
+    (page.name, code)
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
+
+
+def page(name: str) -> str:
+    """The text of a documentation page."""
+    return (ROOT / name).read_text()
+
+
+def shown(default: object) -> str:
+    """A default as the settings table writes it."""
+    if default in (None, ()):
+        return "none"
+    if isinstance(default, float | bool):
+        return f"{float(default):g}"
+    return str(default)
+
+
+@pytest.mark.parametrize("spec", dataclasses.fields(Settings), ids=lambda spec: str(spec.name))
+def test_every_setting_is_documented(spec: dataclasses.Field[object]) -> None:
+    """The settings table has each setting with its default, range and meaning."""
+    rule = spec.metadata
+    row = f"| `{rule['env']}` | {shown(spec.default)} | {rule['accepts']} | {rule['meaning']} |"
+
+    assert row in page("docs/settings.md")
+
+
+def test_every_route_is_documented() -> None:
+    """docs/http.md names each route with its method."""
+    app: Flask = create_app(Settings(redis_url="redis://127.0.0.1:1"))
+    text = page("docs/http.md")
+
+    for rule in app.url_map.iter_rules():
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            assert f"`{method} {rule.rule}`" in text
+
+
+def test_every_error_code_is_documented() -> None:
+    """docs/http.md has each code that an answer may carry, with its status."""
+    text = page("docs/http.md")
+    kinds = [one for _, one in inspect.getmembers(errors, inspect.isclass)]
+    answers = [one for one in kinds if one not in (errors.ConfigError, errors.RedisRefused)]
+
+    for kind in answers:
+        if issubclass(kind, errors.PushlineError):
+            assert re.search(rf"`{kind.code}`.*\| {kind.status} \|", text), kind.code
+
+
+def test_every_ending_is_documented() -> None:
+    """docs/operations.md has each reason for which a stream ends."""
+    for ending in Ending:
+        assert f"| `{ending.value}` |" in page("docs/operations.md")
+
+
+def test_the_architecture_page_lists_every_module() -> None:
+    """docs/architecture.md places each module in a layer."""
+    text = page("docs/architecture.md")
+    modules = {path.stem for path in ROOT.glob("service/*.py")} - {"__init__"}
+
+    assert {name for name in modules if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize(("name", "code"), PYTHON_EXAMPLES)
+def test_python_examples_run(name: str, code: str, valkey: Valkey) -> None:
+    """Each Python example of the documentation runs as it stands, while others publish."""
+    others = subprocess.Popen(
+        [sys.executable, "-c", PUBLISH_FOR_EXAMPLES, valkey.url], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={"REDIS_URL": valkey.url},
+            timeout=20,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        others.kill()
+        others.communicate()
+
+    assert done.returncode == 0, f"{name}: {done.stderr}"
+    assert done.stdout
+
+
+PUBLISH_FOR_EXAMPLES = """
+import sys, time
+from service.client import MessagePublisher
+with MessagePublisher("orders", sys.argv[1]) as publisher:
+    for number in range(200):
+        publisher.publish_message({"order": number})
+        time.sleep(0.1)
+"""
