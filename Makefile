@@ -62,10 +62,11 @@ $(DEV_READY): requirements-dev.txt $(RUN_READY)
 	$(PIP) -r requirements-dev.txt
 	@touch $@
 
+# Not npm --prefix, which would look for npm's global settings (a company's certificates) there.
 $(NODE_READY): tests/live/package-lock.json | tools
 	@if command -v npm >/dev/null; then \
-		echo "npm ci --prefix tests/live" && \
-		npm ci --prefix tests/live --no-audit --no-fund --loglevel=error && touch $@; \
+		echo "npm ci, in tests/live" && cd tests/live && \
+		npm ci --no-audit --no-fund --no-update-notifier --loglevel=error && touch ../../$@; \
 	else \
 		echo "SKIPPED: no npm, so no tests with the EventSource of Node.js"; \
 	fi

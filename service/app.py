@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 import gevent
 from flask import Flask
@@ -94,12 +95,19 @@ class Service:
             reason=subscriber.ending.value if subscriber.ending else "",
         )
 
-    def start(self) -> None:
-        """Start what runs for the worker's life; once, in the process that serves."""
+    def start(self, failed: Callable[[], None] = lambda: None) -> None:
+        """Start what runs for the worker's life, in the process that serves; once.
+
+        `failed` is called if any of it ends by an error, as the worker is no use then.
+        """
+        if self._greenlets:
+            return
         bodies = [self.broker.run, self.hub.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]
+        for greenlet in self._greenlets:
+            greenlet.link_exception(lambda _: failed())
 
     def drain(self, window_seconds: float | None = None) -> None:
         """End all streams over the window (by default DRAIN_SECONDS); returns without any."""
@@ -109,11 +117,12 @@ class Service:
         """Stop what `start` has started, and close Redis."""
         self.broker.stop()
         gevent.killall(self._greenlets)
+        self._greenlets = []
         self.store.close()
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Build the application; nothing runs before `app.extensions["pushline"].start()`.
+    """Build the application. It starts with its worker, elsewhere with its first request.
 
     Raises ConfigError, also when gevent has not patched the process: a blocking Redis read would
     stop every stream.
@@ -136,6 +145,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app = Flask("pushline", static_folder=None)
     app.extensions["pushline"] = service
+    app.before_request(service.start)
     register_error_handlers(app)
     app.register_blueprint(stream_routes(opener, origins, settings.max_channels_per_stream))
     app.register_blueprint(publish_routes(service.publish, origins, settings.max_event_bytes))

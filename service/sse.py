@@ -112,7 +112,7 @@ class Parser:
             self._event = value
         elif name == "id" and "\0" not in value:
             self.last_event_id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and value.isascii() and value.isdigit() and len(value) < 16:
             self.retry_milliseconds = int(value)
 
     def _dispatch(self) -> Iterator[Message]:

@@ -6,6 +6,7 @@ gunicorn's master imports this before any patching, so Flask and redis must stay
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class PushlineWorker(GeventWorker):
 
     def run(self) -> None:
         """Start the service, serve until told to stop, and stop it."""
-        self.service.start()
+        self.service.start(failed=self._give_up)
         try:
             super().run()
         finally:
@@ -57,6 +58,10 @@ class PushlineWorker(GeventWorker):
         keep_alive = super().handle_request(listener_name, req, sock, addr)
         self._idle.add(sock)
         return keep_alive
+
+    def _give_up(self) -> None:
+        self.log.error("a part of the worker has failed: it drains, and another takes its place")
+        self.handle_exit(signal.SIGTERM, None)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """On the first SIGTERM start to drain; more of them change nothing."""

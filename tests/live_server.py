@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from email.message import Message
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -81,17 +82,17 @@ class LiveService:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
-    def get(self, path: str, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
+    def get(self, path: str, **headers: str) -> tuple[int, bytes, Message[str, str]]:
         """GET a path: status, body, headers."""
         return self._request("GET", path, None, headers)
 
-    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
+    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes, Message[str, str]]:
         """POST a body: status, body, headers. Header names are written with _ for -."""
         return self._request("POST", path, body, headers)
 
     def _request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, bytes, Mapping[str, str]]:
+    ) -> tuple[int, bytes, Message[str, str]]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.url + path, body, named, method=method)
         try:

@@ -42,7 +42,7 @@ def publish_routes(publish: Publish, origins: Origins, max_event_bytes: int) -> 
     def allow_origin(response: Response) -> Response:
         return origins.allow(response)
 
-    @routes.post("/channels/<channel>")
+    @routes.post("/channels/<channel>", provide_automatic_options=False)
     def publish_body(channel: str) -> Response:
         """Publish the body, byte for byte, as one event."""
         check_channel(channel)
@@ -51,7 +51,7 @@ def publish_routes(publish: Publish, origins: Origins, max_event_bytes: int) -> 
         (event_id,) = publish([Publication(event, (channel,))])
         return _json({"id": str(event_id), "channel": channel, "replayed": False})
 
-    @routes.post("/publish")
+    @routes.post("/publish", provide_automatic_options=False)
     def publish_json() -> Response:
         """Publish one JSON object, or each of an array, in order."""
         body = _parse(read_text(max_event_bytes * MAX_BATCH_FACTOR))

@@ -45,12 +45,14 @@ def stream_routes(opener: StreamOpener, origins: Origins, max_channels: int) -> 
     def allow_origin(response: Response) -> Response:
         return origins.allow(response)
 
-    @routes.get("/stream")
+    @routes.get("/stream", provide_automatic_options=False)
     def stream() -> Response:
         """Open a stream; HEAD only checks the request."""
         selection = _selection(max_channels)
         if request.method == "HEAD":
-            return Response(headers=STREAM_HEADERS)
+            answer = Response(headers=STREAM_HEADERS)
+            answer.automatically_set_content_length = False  # a stream has none
+            return answer
         return opener.open(selection, {**STREAM_HEADERS, **origins.headers()})
 
     @routes.route("/stream", methods=["OPTIONS"])
