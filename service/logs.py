@@ -14,6 +14,9 @@ from gunicorn.glogging import Logger
 
 access = logging.getLogger("pushline.access")
 
+LOGGED = "pushline.logged"
+"""In a request's environ: set when the service writes the access line itself."""
+
 _QUERY = re.compile(r"\?[^\s'\"]*")
 
 
@@ -90,7 +93,9 @@ class ServiceLogger(Logger):
         ours.propagate = False
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
-        """The access line of a request that gunicorn has answered."""
+        """The access line of a request that gunicorn has answered, a stream's own line aside."""
+        if LOGGED in environ:
+            return
         log_request(
             address=environ.get("REMOTE_ADDR", ""),
             method=environ.get("REQUEST_METHOD", ""),

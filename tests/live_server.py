@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ class LiveService:
     def __init__(self, redis_url: str, **settings: object) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.tls: ssl.SSLContext | None = None
         self.settings: dict[str, object] = {
             "REDIS_URL": redis_url,
             "PORT": self.port,
@@ -50,6 +52,13 @@ class LiveService:
         }
         self.log_path = Path(tempfile.mkstemp(prefix="pushline-test-", suffix=".log")[1])
         self.process: subprocess.Popen[bytes] | None = None
+
+    def use_tls(self, certificate: Path, key: Path, context: ssl.SSLContext) -> Self:
+        """Let gunicorn itself speak TLS; `context` is what clients trust it with."""
+        self.settings["GUNICORN_CMD_ARGS"] = f"--certfile={certificate} --keyfile={key}"
+        self.url = f"https://localhost:{self.port}"
+        self.tls = context
+        return self
 
     def start(self, *, ready: bool = True) -> Self:
         """Start the process; waits until it is ready, or only until it answers."""
@@ -96,7 +105,7 @@ class LiveService:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.url + path, body, named, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=10, context=self.tls) as answer:
                 return answer.status, answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             with error:

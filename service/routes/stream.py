@@ -16,6 +16,7 @@ from service.errors import BadParameter, Draining
 from service.event import EventId, check_name
 from service.hub import Hub
 from service.iterator import OPEN, IteratorOutlet
+from service.logs import LOGGED
 from service.routes.origins import Origins
 from service.sockets import HAND_OVER, HANDED_OVER, Sockets
 from service.sse import encode_opening
@@ -145,6 +146,7 @@ class StreamOpener:
         headers: Mapping[str, str],
     ) -> Response:
         outlet = self._iterator()
+        request.environ[LOGGED] = True
         subscriber = Subscriber(outlet, OPEN, selection, address, chunked=False)
         subscriber.send(opening)
         self._attach(subscriber, position)
