@@ -23,6 +23,9 @@ log = logging.getLogger("pushline.redis")
 FOLLOW_SECONDS = 5.0
 """How long a stream waits for its channels, also while the link is down."""
 
+CONFIRM_SECONDS = 1.0
+"""How long Redis may take to confirm a new channel before the worker counts as not ready."""
+
 LINGER_SECONDS = 5.0
 """How long a channel that nobody follows any more is kept: reconnecting clients come right back."""
 
@@ -30,10 +33,11 @@ LINGER_SECONDS = 5.0
 class _Followed:
     """A channel that this worker follows: for how many streams, and whether Redis confirmed it."""
 
-    __slots__ = ("confirmed", "linger_until", "position_read", "streams")
+    __slots__ = ("confirmed", "linger_until", "position_read", "since", "streams")
 
     def __init__(self) -> None:
         self.streams = 0
+        self.since = time.monotonic()
         self.confirmed = threading.Event()
         self.linger_until = 0.0
         self.position_read = False
@@ -138,9 +142,10 @@ class Broker:
 
     @property
     def ready(self) -> bool:
-        """Whether every followed channel is confirmed on a living link."""
+        """Whether every followed channel is confirmed on a living link, but for brand-new ones."""
+        fresh = time.monotonic() - CONFIRM_SECONDS
         return self._link is not None and all(
-            one.confirmed.is_set() for one in self._followed.values()
+            one.confirmed.is_set() or one.since > fresh for one in self._followed.values()
         )
 
     def answers(self) -> bool:

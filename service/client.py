@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from service.channels import RedisNames, check_channel, check_channels
-from service.embedded import socket_path
+from service.embedded import running_url
 from service.errors import BadEvent, RedisDown
 from service.event import FIRST_ID, Event
 from service.redis_link import Backoff, RedisAddress, RedisLink
@@ -28,7 +28,7 @@ def _client_settings(url: str | None) -> tuple[str, Settings]:
     if url is not None:
         environ["REDIS_URL"] = url
     settings = Settings.from_environ(environ)
-    return settings.redis_url or f"unix://{socket_path(settings.port)}", settings
+    return settings.redis_url or running_url(settings.port), settings
 
 
 class MessagePublisher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -52,6 +53,21 @@ shift
 def socket_path(port: int) -> str:
     """Where the private Valkey of the service on this HTTP port listens."""
     return str(_directory(port) / "valkey.sock")
+
+
+def running_url(port: int) -> str:
+    """The URL of the private Valkey of the service on this HTTP port, whether it runs or not.
+
+    Raises ConfigError if somebody else made its directory, as they would read what is published.
+    """
+    directory = _directory(port)
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _check_private(descriptor, directory)
+        finally:
+            os.close(descriptor)
+    return f"unix://{socket_path(port)}"
 
 
 def server_binary() -> str:

@@ -166,10 +166,16 @@ class Hub:
 
     def beat(self, now: float) -> None:
         """Send a heartbeat to each view that was quiet for long enough."""
-        for view in [view for view in self._views.values() if view.heartbeat_at <= now]:
+        due = [view for view in self._views.values() if view.heartbeat_at <= now]
+        for start in range(0, len(due), SLICE_WRITES):
+            views = due[start : start + SLICE_WRITES]
             with self._fan_out_turn:
-                self._fan_out([(self._heartbeat(view, now), tuple(view.subscribers))])
-            self._plan_heartbeat(view)
+                self._fan_out(
+                    (self._heartbeat(view, now), tuple(view.subscribers)) for view in views
+                )
+            for view in views:
+                self._plan_heartbeat(view)
+            gevent.sleep(0)
 
     def _heartbeat(self, view: View, now: float) -> Batch:
         visible = view.selection.visible_pings

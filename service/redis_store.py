@@ -119,7 +119,7 @@ class RedisStore:
         try:
             connection = self._pool.get_connection()
         except (redis.RedisError, OSError) as error:
-            if isinstance(error, BusyLoadingError):
+            if isinstance(error, (ResponseError, BusyLoadingError)):
                 raise _refusal(error) from error
             raise RedisDown from error
         replies: list[Any] = []

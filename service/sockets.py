@@ -32,6 +32,9 @@ HANDED_OVER = "pushline.handed_over"
 SUPPORTED = sys.platform == "linux"
 """Only Linux has epoll; elsewhere every stream goes through the iterator."""
 
+_close = monkey.get_original("os", "close")
+"""gevent's own makes a watcher for each call, and closes only when its loop wakes up next."""
+
 
 class Sockets:
     """The outlet of streams whose socket the service owns: no greenlet or watcher for any of them.
@@ -115,7 +118,7 @@ class Sockets:
         released, self._released = self._released, []
         for fd in released:
             _discard_input(fd)
-            os.close(fd)
+            _close(fd)
 
     def run(self) -> None:
         """Serve what epoll reports, for ever; the body of the one greenlet for all sockets."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 GONE = -1
 """The descriptor of a subscriber whose client is gone."""
 
+SILENCE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""Errors of a connection that was given up for lack of answers: the last two name a router's or
+ARP's guess why (tcp(7)), and the kernel reports them only when its patience is at an end."""
+
 
 class Ending(enum.Enum):
     """Why a stream ended; the values stand in logs and documentation."""
@@ -81,12 +85,12 @@ class Subscriber:
         self._head_sent = 0
         self._events_before = self._bytes_before = 0
 
-    def joined(self, view: View, already: int) -> None:
-        """Note that `view` now sends to this stream, which has `already` got that many events."""
+    def joined(self, view: View, events: int, sent_bytes: int) -> None:
+        """Note that `view` now sends to this stream, after so many of its events and bytes."""
         self.view = view
         self.selection = view.selection
-        self._events_before = view.events - already
-        self._bytes_before = view.sent_bytes
+        self._events_before = view.events - events
+        self._bytes_before = view.sent_bytes - sent_bytes
 
     @property
     def events(self) -> int:
@@ -181,4 +185,4 @@ class Subscriber:
 
 def ending_for(error: OSError) -> Ending:
     """Name what a failed write or a socket error means: silence for too long, or a client gone."""
-    return Ending.STALLED if error.errno == errno.ETIMEDOUT else Ending.CLIENT_LEFT
+    return Ending.STALLED if error.errno in SILENCE else Ending.CLIENT_LEFT

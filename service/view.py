@@ -61,7 +61,7 @@ class View:
         missed = [frame for frame in self._pending if frame.id and frame.id > position]
         if self._pending:
             self._seal()
-        subscriber.joined(self, already=len(missed))
+        subscriber.joined(self, len(missed), sum(len(frame.data) for frame in missed))
         self.subscribers.add(subscriber)
         for frame in missed:
             subscriber.offer(Batch(frame.data))

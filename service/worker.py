@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from service.app import Service
 
 Application = Callable[[MutableMapping[str, Any], Any], Iterable[bytes]]
+
+FRESH_SECONDS = 1.0
+"""How long a new connection isn't idle: its first request may still be on the way."""
 
 
 class PushlineWorker(GeventWorker):
@@ -34,7 +38,7 @@ class PushlineWorker(GeventWorker):
         app: Any = self.wsgi
         self.service = app.extensions["pushline"]
         self.wsgi = with_hand_over(app)
-        self._idle: set[socket.socket] = set()
+        self._idle_from: dict[socket.socket, float] = {}
 
     def run(self) -> None:
         """Start the service, serve until told to stop, and stop it."""
@@ -46,17 +50,17 @@ class PushlineWorker(GeventWorker):
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve a connection, which is idle but for the requests on it."""
-        self._idle.add(client)
+        self._idle_from[client] = time.monotonic() + FRESH_SECONDS
         try:
             super().handle(listener, client, addr)
         finally:
-            self._idle.discard(client)
+            self._idle_from.pop(client, None)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> bool:
         """Serve one request of a connection."""
-        self._idle.discard(sock)
+        self._idle_from.pop(sock, None)
         keep_alive = super().handle_request(listener_name, req, sock, addr)
-        self._idle.add(sock)
+        self._idle_from[sock] = time.monotonic()
         return keep_alive
 
     def _give_up(self) -> None:
@@ -89,11 +93,22 @@ class PushlineWorker(GeventWorker):
 
     def _close_idle_connections(self) -> None:
         # gunicorn would wait `keepalive` seconds for each, until its own master kills the worker.
+        # Only reading is shut: a request that has just come in is still answered.
         while True:
-            for client in list(self._idle):
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR)
+            now = time.monotonic()
+            for client in [one for one, idle_from in self._idle_from.items() if idle_from <= now]:
+                _end_reading(client)
             gevent.sleep(0.1)
+
+
+def _end_reading(client: socket.socket) -> None:
+    # gevent's own shutdown would fail the waiting read, which gunicorn logs as an error.
+    with contextlib.suppress(OSError):
+        borrowed = socket.socket(fileno=client.fileno())
+        try:
+            borrowed.shutdown(socket.SHUT_RD)
+        finally:
+            borrowed.detach()
 
 
 def with_hand_over(application: Application) -> Application:

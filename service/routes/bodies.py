@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gevent
 from flask import request
+from gunicorn.http.errors import ParseException
 
 from service.errors import BadBody, BodyTooSlow, EventTooLarge, UnsupportedBody
 
@@ -51,8 +52,11 @@ def _read(at_most_bytes: int) -> bytes:
             while left and (part := request.stream.read(left)):
                 parts.append(part)
                 left -= len(part)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ParseException) as error:  # gunicorn's, for bad chunks
         raise BadBody(f"the body broke off or is badly chunked: {type(error).__name__}") from error
     if not left:
         raise too_large
-    return b"".join(parts)
+    body = b"".join(parts)
+    if len(body) < (request.content_length or 0):  # gunicorn reads such a body without a word
+        raise BadBody(f"the body broke off: {len(body)} of {request.content_length} bytes came")
+    return body

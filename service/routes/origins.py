@@ -31,10 +31,13 @@ class Origins:
             raise ForeignOrigin(f"the page's origin is {origin[:200]!r}")
 
     def _is_own(self, origin: str) -> bool:
-        netloc = urlsplit(origin).netloc.lower()
-        if self._local and (urlsplit(origin).hostname or "") not in LOOPBACK_HOSTS:
+        try:
+            page = urlsplit(origin)
+        except ValueError:
+            return False
+        if self._local and (page.hostname or "") not in LOOPBACK_HOSTS:
             return False  # a name of somebody else's that leads to this machine
-        return netloc != "" and netloc == request.host.lower()
+        return page.netloc != "" and page.netloc.lower() == request.host.lower()
 
     def allow(self, response: Response) -> Response:
         """Add the CORS headers that the request's origin is granted."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from flask import Blueprint, Response, send_from_directory
 
+from service.errors import BadRequest
+
 STATIC = Path(__file__).resolve().parents[2] / "static"
 
 PAGE_HEADERS = {
@@ -27,12 +29,12 @@ def page_routes() -> Blueprint:
     @routes.get("/")
     def demo() -> Response:
         """The demo page."""
-        return send_from_directory(STATIC, "index.html")
+        return _file("index.html")
 
     @routes.get("/static/<path:name>")
     def static_file(name: str) -> Response:
         """A file of the demo page."""
-        return send_from_directory(STATIC, name)
+        return _file(name)
 
     @routes.after_request
     def harden(response: Response) -> Response:
@@ -40,3 +42,10 @@ def page_routes() -> Blueprint:
         return response
 
     return routes
+
+
+def _file(name: str) -> Response:
+    try:
+        return send_from_directory(STATIC, name)
+    except OverflowError:  # Werkzeug reads If-Modified-Since and If-Range
+        raise BadRequest("the year of a date in the headers is out of range") from None
