@@ -143,7 +143,7 @@ def _with_progress(lines: Iterable[bytes]) -> Iterator[bytes]:
             told = now
             print(f"\r{count} events, {count / (now - started):.0f}/s ", end="", file=sys.stderr)
     if shown:
-        print("\r", end="", file=sys.stderr)
+        print("\r\x1b[K", end="", file=sys.stderr)  # the cursor's line is empty again
 
 
 def _subscribe(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -80,7 +80,7 @@ def _as_text(message: Any) -> str:
     try:
         if isinstance(message, bytes | bytearray | memoryview):
             return bytes(message).decode()
-        return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except UnicodeDecodeError:
         raise BadEvent("the message's bytes are not UTF-8") from None
     except (TypeError, ValueError) as error:
@@ -105,7 +105,7 @@ class MessageSubscriber:
         self._parser = Parser()
         self._last_id = FIRST_ID
         self._waiting: deque[Message] = deque()
-        self._closed = False
+        self._closed = threading.Event()
 
     def listen_messages(self) -> Iterator[Message]:
         """Subscribe, and return an endless iterator of messages that ends with `close`.
@@ -114,7 +114,7 @@ class MessageSubscriber:
         last iterator stopped. A lost Redis is reconnected for ever; what is published meanwhile
         is missed. Raises RedisDown when Redis can't be reached at first.
         """
-        if self._link is None and not self._closed:
+        if self._link is None and not self._closed.is_set():
             try:
                 self._link = self._connect()
             except OSError as error:
@@ -125,7 +125,7 @@ class MessageSubscriber:
         while True:
             while self._waiting:
                 yield self._waiting.popleft()
-            if self._closed:
+            if self._closed.is_set():
                 return
             try:
                 self._read(self._link or self._reconnect())
@@ -156,12 +156,14 @@ class MessageSubscriber:
         backoff = Backoff()
         while True:
             try:
-                self._link = self._connect()
-                return self._link
+                link = self._link = self._connect()
             except OSError:
-                if self._closed:
+                if self._closed.wait(backoff.next()):
                     raise
-                time.sleep(backoff.next())
+            else:
+                if self._closed.is_set():
+                    self._drop_link()
+                return link
 
     def _drop_link(self) -> None:
         link, self._link = self._link, None
@@ -169,8 +171,8 @@ class MessageSubscriber:
             link.close()
 
     def close(self) -> None:
-        """End listening: the iterator yields what has arrived and ends, within a second."""
-        self._closed = True
+        """End listening: the iterator yields what has arrived and ends, after a connect at most."""
+        self._closed.set()
         self._drop_link()
 
     def __enter__(self) -> Self:

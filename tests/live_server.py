@@ -72,6 +72,13 @@ class LiveService:
         until(lambda: self._answers(path), 20, f"{path} answers 200\n{self.log()}")
         return self
 
+    def wait_workers(self) -> Self:
+        """Wait until every worker follows Redis, not only the one that was ready first."""
+        count = int(str(self.settings["WEB_CONCURRENCY"]))
+        ready = "Redis is connected"
+        until(lambda: self.log().count(ready) >= count, 20, "all workers follow Redis")
+        return self
+
     def _answers(self, path: str) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the service ended\n{self.log()}"

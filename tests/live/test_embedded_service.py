@@ -1,0 +1,174 @@
+"""`python -m service serve` without REDIS_URL: one command, and nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live_server import ROOT, until
+from tests.processes import alive
+from tests.sse_client import End, SseClient
+from tests.valkey import free_port
+
+pytestmark = pytest.mark.live
+
+
+class Serve:
+    """The command `serve` with a temporary directory of its own, started from that directory."""
+
+    def __init__(self, *command: str, **environ: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        # Not pytest's own: the address of a unix socket is short.
+        self.directory = Path(tempfile.mkdtemp(prefix="pushline-"))
+        self.workers: list[int] = []
+        self.valkey_pid = 0
+        with (self.directory / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command, "serve", "--port", str(self.port), "--workers", "2"],
+                cwd=self.directory,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "TMPDIR": str(self.directory),
+                    "DRAIN_SECONDS": "1",
+                    **environ,
+                },
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Serve:
+        try:
+            until(self._ready, 20, "ready")
+            assert self.process.stdout is not None
+            self.banner = [self.process.stdout.readline().decode() for _ in range(4)]
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+            self.workers = [int(worker) for worker in children.read_text().split()]
+            self.valkey_pid = self._ask_valkey_pid()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pid in filter(None, (self.process.pid, *self.workers, self.valkey_pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _ask_valkey_pid(self) -> int:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.valkey_directory / "valkey.sock"))
+            client.sendall(b"INFO server\r\n")
+            found = re.search(rb"process_id:(\d+)", client.recv(65536))
+        assert found is not None
+        return int(found[1])
+
+    @property
+    def valkey_directory(self) -> Path:
+        """Where the private Valkey has its socket."""
+        return self.directory / f"pushline-{os.getuid()}-{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What the service has logged."""
+        return (self.directory / "log").read_text()
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, self.log
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def publish(self, data: bytes) -> dict[str, object]:
+        """Publish to the channel news, as the banner says."""
+        with urllib.request.urlopen(f"{self.url}/channels/news", data, timeout=5) as answer:
+            return dict(json.load(answer))
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """The service, started from a directory where nothing of it is."""
+    with Serve("-m", "service", PYTHONPATH=str(ROOT)) as serve:
+        yield serve
+
+
+def test_started_from_anywhere() -> None:
+    """Named by its path, it also runs from any directory, and says in four lines how to use it."""
+    with Serve(str(ROOT / "service")) as serve:
+        demo, publish, stream, reach = serve.banner
+        assert f"{serve.url}/" in demo
+        assert f"curl -d hello {serve.url}/channels/news" in publish
+        assert f"curl -N '{serve.url}/stream?channel=news'" in stream
+        assert "this machine only" in reach
+        with SseClient.connect(f"{serve.url}/stream?channel=news") as client:
+            answer = serve.publish(b"hello")
+            event = client.next_event(5)
+        assert (event.data, event.last_event_id) == ("hello", answer["id"])
+        assert serve.valkey_directory.stat().st_mode & 0o777 == 0o700
+        assert serve.valkey_pid not in (serve.process.pid, *serve.workers)
+        assert os.getsid(serve.valkey_pid) != os.getsid(serve.process.pid)
+
+
+def terminate(serve: Serve) -> None:
+    """SIGTERM to the master."""
+    os.kill(serve.process.pid, signal.SIGTERM)
+
+
+def terminate_all(serve: Serve) -> None:
+    """SIGTERM to the whole process group."""
+    os.killpg(serve.process.pid, signal.SIGTERM)
+
+
+def interrupt(serve: Serve) -> None:
+    """Ctrl-C: SIGINT to the whole process group."""
+    os.killpg(serve.process.pid, signal.SIGINT)
+
+
+def kill(serve: Serve) -> None:
+    """SIGKILL to the master, which can then do nothing any more."""
+    os.kill(serve.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", [terminate, terminate_all, interrupt, kill])
+def test_nothing_is_left(serve: Serve, end: Callable[[Serve], None]) -> None:
+    """However it ends, Valkey and its directory are gone within 3 s; its streams end cleanly."""
+    with SseClient.connect(f"{serve.url}/stream?channel=news") as client:
+        serve.publish(b"before")
+        assert client.next_event(5).data == "before"
+        started = time.monotonic()
+        end(serve)
+        processes = (serve.process.pid, serve.valkey_pid, *serve.workers)
+        client.read_until_end(3)
+        until(lambda: serve.process.poll() is not None, 3, "the master has ended")
+        until(lambda: not any(alive(pid) for pid in processes), 3, "every process has ended")
+        until(lambda: not serve.valkey_directory.exists(), 1, "the directory is gone")
+        seconds = time.monotonic() - started
+    if end is not kill:
+        assert client.ended is End.TERMINATED
+        assert client.parser.retry is not None
+        assert serve.process.returncode == 0
+    assert seconds < 3 + (end is not kill)  # up to a second of it is the drain
+    assert sorted(path.name for path in serve.directory.iterdir()) == ["log"]
+    assert "Traceback" not in serve.log
+    print(f"{end.__name__}: nothing left after {seconds:.2f} s")
