@@ -149,6 +149,8 @@ class Overloaded(PushlineError):
     title = "No stream can be opened now"
     fix = "Try again after the time in Retry-After"
     retry_after_seconds = 5
+    retry_range_milliseconds = (5_000, 30_000)
+    """When a refused EventSource comes back: spread out, so that a full service isn't stormed."""
 
 
 class TooManyStreams(Overloaded):
@@ -172,6 +174,7 @@ class Draining(Overloaded):
 
     code = "draining"
     title = "This worker is shutting down"
+    retry_range_milliseconds = (1_000, 3_000)  # another worker is there, or about to be
 
 
 class NotFollowing(Overloaded):

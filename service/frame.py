@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from service.errors import BadEvent
@@ -11,6 +12,9 @@ from service.sse import encode
 
 MAGIC = b"\xffP1 "
 """How our own messages in Redis begin; no UTF-8 text starts with this byte (publish.lua)."""
+
+DAY_MILLISECONDS = 86_400_000
+"""How far ahead of this machine's clock an id may be, as in publish.lua."""
 
 _FLASK_SSE_KEYS = frozenset({"data", "type", "id", "retry"})
 
@@ -48,7 +52,10 @@ def _unpack_own(payload: bytes) -> Frame:
     event_id, name = envelope[len(MAGIC) :].split(b" ", 1)
     if not separator or not data.endswith(b"\n\n"):
         raise ValueError("not a whole frame")
-    return Frame(EventId.parse(event_id.decode("ascii")), name.decode() or "message", data)
+    parsed = EventId.parse(event_id.decode("ascii"))
+    if parsed.milliseconds > time.time() * 1000 + DAY_MILLISECONDS:
+        raise ValueError("forged: it would hide all events of a day")
+    return Frame(parsed, name.decode() or "message", data)
 
 
 def _foreign(payload: bytes) -> Frame:

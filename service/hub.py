@@ -16,7 +16,7 @@ from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.sse import HEARTBEAT, encode_ping, encode_position, encode_retry
 from service.subscriber import Ending, Subscriber
-from service.view import Selection, View
+from service.view import Selection, Share, View
 
 SLICE_SECONDS = 0.005
 """Other greenlets run at least this often while a batch is written."""
@@ -68,6 +68,7 @@ class Hub:
         self._views: dict[Selection, View] = {}
         self._views_of: dict[str, set[View]] = {}
         self._fan_out_turn = Semaphore(1)
+        self._since_rest = 0.0
 
     # -- registry ------------------------------------------------------------------------------
 
@@ -77,6 +78,7 @@ class Hub:
         view = self._views.get(selection)
         if view is None:
             view = self._views[selection] = View(selection, time.monotonic())
+            view.last_id = self.position  # half of an event of two channels may be still to come
             self._plan_heartbeat(view)
             for channel in selection.channels:
                 self._views_of.setdefault(channel, set()).add(view)
@@ -116,8 +118,17 @@ class Hub:
             own_seconds = self._fan_out(chain.from_iterable(view.take() for view in touched))
         for view in touched:
             self._plan_heartbeat(view)
+        self._rest(own_seconds)
+
+    def _rest(self, own_seconds: float) -> None:
+        """Leave the worker to others for as long; cheap passes let them run every few."""
+        self._since_rest += own_seconds
         if own_seconds > REST_AFTER_SECONDS:
+            self._since_rest = 0.0
             gevent.sleep(min(own_seconds, LONGEST_REST_SECONDS))
+        elif self._since_rest > SLICE_SECONDS:
+            self._since_rest = 0.0
+            gevent.sleep(0)
 
     def _collect(self, frames: Iterable[tuple[str, Frame]]) -> dict[View, None]:
         touched: dict[View, None] = {}
@@ -129,16 +140,16 @@ class Hub:
                     touched[view] = None
         return touched
 
-    def _fan_out(self, work: Iterable[tuple[Batch, tuple[Subscriber, ...]]]) -> float:
+    def _fan_out(self, work: Iterable[Share]) -> float:
         """Write batches to their receivers; returns the seconds spent here alone."""
         clock = time.perf_counter
         spent = 0.0
         started = clock()
         countdown = SLICE_WRITES
         with self.hold():
-            for batch, receivers in work:
+            for batch, receivers, more in work:
                 for subscriber in receivers:
-                    subscriber.offer(batch)
+                    subscriber.offer(batch, more)
                     countdown -= 1
                     if countdown == 0:
                         countdown = SLICE_WRITES
@@ -171,7 +182,7 @@ class Hub:
             views = due[start : start + SLICE_WRITES]
             with self._fan_out_turn:
                 self._fan_out(
-                    (self._heartbeat(view, now), tuple(view.subscribers)) for view in views
+                    Share(self._heartbeat(view, now), tuple(view.subscribers)) for view in views
                 )
             for view in views:
                 self._plan_heartbeat(view)

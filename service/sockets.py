@@ -81,8 +81,8 @@ class Sockets:
 
         Never EPOLLIN: one byte that nobody reads would wake the worker for ever.
         """
-        self._subscribers[subscriber.fd] = subscriber
         self._epoll.register(subscriber.fd, select.EPOLLRDHUP)
+        self._subscribers[subscriber.fd] = subscriber
 
     def want_room(self, subscriber: Subscriber) -> None:
         """Flush `subscriber` whenever its socket takes bytes again."""

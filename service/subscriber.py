@@ -102,16 +102,19 @@ class Subscriber:
         """How many bytes of events were offered to this stream, without HTTP's framing."""
         return 0 if self.view is None else self.view.sent_bytes - self._bytes_before
 
-    def offer(self, batch: Batch) -> None:
-        """Send `batch`, or keep it in the outbox; a full outbox ends the stream instead."""
-        self.send(batch.chunked() if self.chunked else batch.plain)
+    def offer(self, batch: Batch, more: bool = False) -> None:
+        """Send `batch`, or keep it in the outbox; a full outbox ends the stream instead.
 
-    def send(self, data: bytes) -> None:
+        With `more` it isn't judged: a client can't have read what came before in the same pass.
+        """
+        self.send(batch.chunked() if self.chunked else batch.plain, more)
+
+    def send(self, data: bytes, more: bool = False) -> None:
         """Send finished bytes, as `offer` does."""
         if self.ending is not None:
             return
         if self._outbox is not None:
-            self._append(data)
+            self._append(data, more)
             return
         try:
             sent = self._outlet.write(self.fd, data)
@@ -123,10 +126,15 @@ class Subscriber:
         if sent != len(data):
             self._keep(data, sent)
 
-    def _append(self, data: bytes) -> None:
-        assert self._outbox is not None
-        if self.unsent > self._outlet.outbox_bytes:
-            self.end(Ending.TOO_SLOW)
+    def _append(self, data: bytes, more: bool) -> None:
+        if self.unsent > self._outlet.outbox_bytes and not more:
+            self.flush()  # it may have read since, and only nobody has looked
+            if self.unsent > self._outlet.outbox_bytes:
+                self.end(Ending.TOO_SLOW)
+        if self.fd == GONE:
+            return
+        if self._outbox is None:
+            self.send(data, more)
             return
         self._outbox.append(data)
         self.unsent += len(data)

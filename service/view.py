@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.batch import Batch, joined
 from service.event import FIRST_ID, EventId
@@ -18,6 +19,14 @@ class Selection:
     channels: tuple[str, ...]
     names: frozenset[str] | None = None
     visible_pings: bool = False
+
+
+class Share(NamedTuple):
+    """A batch and whom it is for. `more`: it follows another of the same pass."""
+
+    batch: Batch
+    receivers: tuple[Subscriber, ...]
+    more: bool = False
 
 
 class View:
@@ -70,14 +79,14 @@ class View:
         """Forget `subscriber`, if it is here."""
         self.subscribers.discard(subscriber)
 
-    def take(self) -> Iterator[tuple[Batch, tuple[Subscriber, ...]]]:
+    def take(self) -> Iterator[Share]:
         """Yield what is pending as batches, each with the subscribers that it is for."""
         if self._pending:
             self._seal()
         sealed, self._sealed = self._sealed, []
         for batches, receivers in sealed:
-            for batch in batches:
-                yield batch, receivers
+            for place, batch in enumerate(batches):
+                yield Share(batch, receivers, more=place > 0)
 
     def _seal(self) -> None:
         pending, self._pending = self._pending, []

@@ -21,9 +21,6 @@ from service.sse import encode_retry
 
 log = logging.getLogger("pushline.http")
 
-REFUSAL_RETRY_MILLISECONDS = (5_000, 30_000)
-"""When a refused EventSource comes back: spread out, so that a full service is not stormed."""
-
 
 def register_error_handlers(app: Flask) -> None:
     """Answer every error of `app` with problem+json; nothing is told that isn't the client's."""
@@ -38,7 +35,7 @@ def answer(error: PushlineError) -> Response:
     An EventSource gives up for ever on any status but 200, so overload tells it to come back.
     """
     if isinstance(error, Overloaded) and wants_event_stream():
-        return soft_refusal()
+        return soft_refusal(error)
     return problem(error)
 
 
@@ -47,9 +44,9 @@ def wants_event_stream() -> bool:
     return "text/event-stream" in request.headers.get("Accept", "")
 
 
-def soft_refusal() -> Response:
+def soft_refusal(error: Overloaded) -> Response:
     """200, a jittered `retry:` and a clean end."""
-    body = encode_retry(random.randint(*REFUSAL_RETRY_MILLISECONDS))
+    body = encode_retry(random.randint(*error.retry_range_milliseconds))
     headers = {"Cache-Control": "no-store"}
     return Response(body, 200, headers, content_type="text/event-stream")
 

@@ -117,11 +117,18 @@ def _checked_publication(item: Any, max_event_bytes: int) -> Publication:
         raise BadBody("the field data is missing", fix=_known_fields())
     data = item["data"]
     if not isinstance(data, str):
-        data = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        data = _as_json(data)
     event = Event(data, _optional(item, "event", str), _optional(item, "retry", int))
     if len(data.encode()) > max_event_bytes:
         raise EventTooLarge(f"its data is larger than {max_event_bytes} bytes")
     return Publication(event, _channels(item))
+
+
+def _as_json(data: Any) -> str:
+    try:
+        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        raise BadBody("data holds a number too large for JSON") from None
 
 
 def _channels(item: dict[str, Any]) -> tuple[str, ...]:

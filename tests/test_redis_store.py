@@ -1,0 +1,371 @@
+"""Publishing through publish.lua on a real Valkey, and what is said when it goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+import redis
+import trustme
+
+from service.channels import RedisNames
+from service.errors import OutcomeUnknown, RedisDown, RedisError, RedisRefused
+from service.event import FIRST_ID, Event, EventId
+from service.redis_store import Publication, RedisStore
+from tests.fault_proxy import FaultProxy
+from tests.live_server import until
+from tests.valkey import Valkey, free_port
+
+NAMES = RedisNames("p:")
+HELLO = Publication(Event("hello"), ("a",))
+DAY = 86_400_000
+
+
+@contextlib.contextmanager
+def opened(url: str, *, connections: int = 2, tls_verify: bool = True) -> Iterator[RedisStore]:
+    """A store that is closed afterwards."""
+    store = RedisStore(url, NAMES, connections=connections, tls_verify=tls_verify)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def store(valkey: Valkey) -> Iterator[RedisStore]:
+    """A store on the shared Valkey."""
+    with opened(valkey.url) as store:
+        yield store
+
+
+@pytest.fixture
+def proxied(own_valkey: Valkey) -> Iterator[tuple[FaultProxy, RedisStore]]:
+    """A store whose connections pass a proxy."""
+    with (
+        FaultProxy(("127.0.0.1", own_valkey.port)) as proxy,
+        opened(f"redis://127.0.0.1:{proxy.port}", connections=1) as store,
+    ):
+        yield proxy, store
+
+
+def url_of(proxy: FaultProxy, scheme: str = "redis") -> str:
+    """Redis's address behind the proxy."""
+    return f"{scheme}://127.0.0.1:{proxy.port}"
+
+
+def publish_one(store: RedisStore, floor: EventId = FIRST_ID) -> EventId:
+    """Publish one event and return its id."""
+    (event_id,) = store.publish([HELLO], floor)
+    return event_id
+
+
+# ------------------------------------------------------------------------------------------- ids
+
+
+def test_ids_increase_over_all_channels(store: RedisStore) -> None:
+    """Ids are times in milliseconds and increase strictly, whatever the channel."""
+    before = time.time_ns() // 1_000_000
+    ids = [
+        event_id
+        for n in range(20)
+        for event_id in store.publish([Publication(Event(str(n)), (f"c{n % 3}",))] * 5, FIRST_ID)
+    ]
+    assert ids == sorted(set(ids))
+    assert before - 1 <= ids[0].milliseconds <= ids[-1].milliseconds <= time.time() * 1000 + 1
+
+
+def test_an_event_of_several_channels_has_one_id(store: RedisStore) -> None:
+    """One event is one id, however many channels it goes to."""
+    assert len(store.publish([Publication(Event("x"), ("a", "b", "c"))], FIRST_ID)) == 1
+
+
+def test_ids_stay_above_the_floor(store: RedisStore) -> None:
+    """An id is above what the caller has seen, also when the clock of Redis was lost or is late."""
+    now = time.time_ns() // 1_000_000
+    floor = EventId(now + 60_000, 7)
+    first = publish_one(store, floor)
+    assert first == EventId(now + 60_000, 8)
+    assert publish_one(store) == EventId(now + 60_000, 9)
+    assert publish_one(store, EventId(now + 60_000, 3)) == EventId(now + 60_000, 10)
+
+
+def test_an_absurd_floor_is_ignored(store: RedisStore) -> None:
+    """A floor more than a day ahead is a mistake and doesn't move the clock for everybody."""
+    now = time.time_ns() // 1_000_000
+    assert publish_one(store, EventId(now + DAY + 60_000, 0)).milliseconds < now + 60_000
+
+
+def test_ids_never_go_back(store: RedisStore, valkey: Valkey) -> None:
+    """When the machine's clock goes back, ids go on from the stored one."""
+    ahead = time.time_ns() // 1_000_000 + 3_600_000
+    valkey.cli("HSET", NAMES.clock, "id", f"{ahead}-41")
+    assert publish_one(store) == EventId(ahead, 42)
+    assert store.clock() == EventId(ahead, 42)
+
+
+def test_large_sequences_stay_exact(store: RedisStore, valkey: Valkey) -> None:
+    """Ids are not rounded on their way through Lua's numbers."""
+    ahead = time.time_ns() // 1_000_000 + 3_600_000
+    valkey.cli("HSET", NAMES.clock, "id", f"{ahead}-999999999998")
+    assert str(publish_one(store)) == f"{ahead}-999999999999"
+
+
+def test_the_clock_of_an_empty_redis(store: RedisStore) -> None:
+    """Before the first event the clock is below every id; then it is the last id."""
+    assert store.clock() == FIRST_ID
+    assert store.clock() < publish_one(store) == store.clock()
+
+
+# -------------------------------------------------------------------------------- many at once
+
+
+def test_publications_keep_their_order(store: RedisStore, valkey: Valkey) -> None:
+    """An array of events goes out in its order, with ids in the same order."""
+    listener = redis.Redis.from_url(valkey.url).pubsub(ignore_subscribe_messages=True)
+    listener.subscribe("p:a")
+    assert listener.get_message(timeout=5) is None
+    ids = store.publish([Publication(Event(f"<{n}>"), ("a",)) for n in range(100)], FIRST_ID)
+    got = [listener.get_message(timeout=5) for _ in range(100)]
+    listener.close()
+    for number, (event_id, message) in enumerate(zip(ids, got, strict=True)):
+        assert message is not None
+        assert message["data"].startswith(f"\xffP1 {event_id} \n".encode("latin-1"))
+        assert f"<{number}>".encode() in message["data"]
+
+
+def test_flushed_scripts_are_loaded_again(store: RedisStore, valkey: Valkey) -> None:
+    """Somebody's SCRIPT FLUSH costs one round trip, and no event comes twice."""
+    first = publish_one(store)
+    valkey.cli("SCRIPT", "FLUSH")
+    ids = store.publish([HELLO, HELLO], FIRST_ID)
+    assert first < ids[0] < ids[1]
+    assert store.clock() == ids[1]
+    assert publish_one(store) > ids[1]
+
+
+# -------------------------------------------------------------------------- where Redis can be
+
+
+def test_a_unix_socket_and_a_password() -> None:
+    """A unix:// URL works, and so does a password."""
+    with Valkey(unix_socket=True) as server, opened(server.socket_url) as store:
+        assert store.answers()
+    with Valkey(password="s3cret") as server:
+        with opened(server.url) as store:
+            assert publish_one(store)
+        with (
+            opened(f"redis://:wrong@127.0.0.1:{server.port}") as store,
+            pytest.raises(RedisDown),
+        ):
+            publish_one(store)
+
+
+def test_tls_is_verified_unless_told_otherwise(valkey: Valkey, tmp_path: Path) -> None:
+    """A self-signed rediss:// server is taken only with REDIS_TLS_VERIFY=0."""
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(chain)
+    certificate.private_key_pem.write_to_path(key)
+    with FaultProxy(("127.0.0.1", valkey.port), tls=(chain, key)) as proxy:
+        url = url_of(proxy, "rediss")
+        with opened(url, tls_verify=False) as store:
+            assert publish_one(store)
+        with opened(url) as store, pytest.raises(RedisDown):
+            publish_one(store)
+
+
+# ---------------------------------------------------------------------------------- what fails
+
+
+def test_redis_that_is_not_there() -> None:
+    """Without Redis a publish fails at once, and says that nothing was published."""
+    with opened(f"redis://127.0.0.1:{free_port()}") as store:
+        started = time.monotonic()
+        with pytest.raises(RedisDown) as raised:
+            publish_one(store)
+        assert time.monotonic() - started < 1
+        assert not store.answers()
+        assert (raised.value.status, raised.value.code) == (503, "redis_down")
+        assert raised.value.published == ()
+
+
+def test_redis_that_is_frozen(own_valkey: Valkey) -> None:
+    """A frozen Redis fails a publish within 3 s: on a connection that stood, the outcome is
+    unknown; on a new one nothing was published.
+    """
+    with opened(own_valkey.url) as standing, opened(own_valkey.url) as fresh:
+        publish_one(standing)
+        own_valkey.stop_process()
+        started = time.monotonic()
+
+        def attempt(store: RedisStore) -> tuple[type[Exception], float]:
+            with pytest.raises(RedisError) as raised:
+                publish_one(store)
+            return raised.type, time.monotonic() - started
+
+        attempts = [gevent.spawn(attempt, store) for store in (standing, fresh)]
+        (kind, seconds), (other_kind, other_seconds) = (one.get() for one in attempts)
+        own_valkey.cont()
+        assert (kind, other_kind) == (OutcomeUnknown, RedisDown)
+        assert max(seconds, other_seconds) < 3
+
+
+def test_an_unanswered_publish_is_not_repeated(proxied: tuple[FaultProxy, RedisStore]) -> None:
+    """When the answer is lost the outcome is unknown, and nothing is published a second time."""
+    proxy, store = proxied
+    first = publish_one(store)
+    proxy.swallow_replies(1.0, "rst")
+    with pytest.raises(OutcomeUnknown) as raised:
+        store.publish([HELLO], EventId(first.milliseconds + 50_000, 0))
+    assert raised.value.code == "outcome_unknown"
+    proxy.heal()
+    assert store.clock() == EventId(first.milliseconds + 50_000, 1)
+
+
+def test_a_connection_that_was_cut_is_replaced(proxied: tuple[FaultProxy, RedisStore]) -> None:
+    """A connection that Redis closed while it was idle is noticed before it is used."""
+    proxy, store = proxied
+    publish_one(store)
+    for how in ("fin", "rst"):
+        assert proxy.cut(how) == 1
+        gevent.sleep(0.05)
+        assert publish_one(store)
+    assert proxy.connections == 3
+
+
+def test_a_restarted_redis_is_used_again(own_valkey: Valkey) -> None:
+    """After a restart the scripts are loaded again, and ids go on above the floor."""
+    with opened(own_valkey.url) as store:
+        first = publish_one(store)
+        own_valkey.kill()
+        with pytest.raises(RedisError):
+            publish_one(store)
+        own_valkey.start()
+        assert publish_one(store, first) > first
+
+
+def test_a_busy_pool_is_bounded(proxied: tuple[FaultProxy, RedisStore]) -> None:
+    """A publish waits only shortly for a free connection: the workers don't pile up requests."""
+    proxy, store = proxied
+    publish_one(store)
+    proxy.freeze()
+    hanging = gevent.spawn(store.answers)
+    gevent.sleep(0.05)
+    started = time.monotonic()
+    with pytest.raises(RedisDown):
+        publish_one(store)
+    assert 0.3 < time.monotonic() - started < 1.2
+    assert hanging.get() is False
+
+
+def test_a_read_only_replica(own_valkey: Valkey) -> None:
+    """A replica refuses to write; the answer has its own code and nothing is published."""
+    with opened(own_valkey.url) as store:
+        publish_one(store)
+        own_valkey.cli("REPLICAOF", "127.0.0.1", str(free_port()))
+        with pytest.raises(RedisRefused) as raised:
+            publish_one(store)
+        assert (raised.value.status, raised.value.code) == (503, "redis_readonly")
+        own_valkey.cli("REPLICAOF", "NO", "ONE")
+        assert publish_one(store)
+
+
+def test_a_full_redis(own_valkey: Valkey) -> None:
+    """A Redis out of memory refuses before anything is sent out."""
+    with opened(own_valkey.url) as store:
+        own_valkey.cli("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(RedisRefused) as raised:
+            publish_one(store)
+        assert raised.value.code == "redis_out_of_memory"
+        own_valkey.cli("CONFIG", "SET", "maxmemory", "0")
+        assert store.clock() == FIRST_ID
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_redis_that_runs_a_long_script(own_valkey: Valkey, connected: bool) -> None:
+    """A Redis that is busy with somebody's script says so, on a new connection as well."""
+    own_valkey.cli("CONFIG", "SET", "busy-reply-threshold", "50")
+    with opened(own_valkey.url) as store:
+        if connected:
+            publish_one(store)
+        endless = redis.Connection(port=own_valkey.port, protocol=2)
+        endless.send_command("EVAL", "while true do end", 0)
+        gevent.sleep(0.2)
+        with pytest.raises(RedisRefused) as raised:
+            publish_one(store)
+        assert raised.value.code == "redis_busy"
+        own_valkey.cli("SCRIPT", "KILL")
+        endless.disconnect()
+        until(store.answers, 5, "the script is ended")
+        assert publish_one(store)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_redis_that_loads_its_data(own_valkey: Valkey, connected: bool) -> None:
+    """A Redis that reads its data after a restart refuses with its own code."""
+    own_valkey.cli("DEBUG", "POPULATE", "3000", "key", "5000")
+    own_valkey.cli("CONFIG", "SET", "key-load-delay", "300")
+    own_valkey.cli("CONFIG", "SET", "loading-process-events-interval-bytes", "1024")
+    with opened(own_valkey.url) as store:
+        if connected:
+            publish_one(store)
+        loading = redis.Connection(port=own_valkey.port, protocol=2)
+        loading.send_command("DEBUG", "RELOAD")
+
+        def refused() -> str:
+            try:
+                publish_one(store)
+            except RedisRefused as error:
+                return error.code
+            except RedisError:
+                pass
+            return ""
+
+        assert until(refused, 5, "LOADING") == "redis_loading"
+        own_valkey.cli("CONFIG", "SET", "key-load-delay", "0")
+        loading.read_response()
+        loading.disconnect()
+        assert publish_one(store)
+
+
+def test_what_went_out_before_a_failure_is_told(own_valkey: Valkey) -> None:
+    """When one of several events is refused, the error names the ids of those before it."""
+    own_valkey.cli("ACL", "SETUSER", "some", "on", ">pw", "~*", "+@all", "resetchannels", "&p:ok")
+    fine, forbidden = Publication(Event("x"), ("ok",)), Publication(Event("x"), ("not",))
+    with opened(f"redis://some:pw@127.0.0.1:{own_valkey.port}") as store:
+        with pytest.raises(RedisRefused) as raised:
+            store.publish([fine, fine, forbidden, fine], FIRST_ID)
+        assert raised.value.code == "redis_error"
+        assert len(raised.value.published) == 2
+        assert all(EventId.parse(text) > FIRST_ID for text in raised.value.published)
+
+
+def test_what_was_answered_before_a_cut_is_told(proxied: tuple[FaultProxy, RedisStore]) -> None:
+    """When the connection breaks between answers, the ids that came are told."""
+    proxy, store = proxied
+    publish_one(store)
+    proxy.dribble(12, 0.01)
+    attempt = gevent.spawn(store.publish, [HELLO] * 200, FIRST_ID)
+    passed = proxy.passed[1]
+    until(lambda: proxy.passed[1] > passed + 200, 10, "some answers")
+    proxy.cut()
+    with pytest.raises(OutcomeUnknown) as raised:
+        attempt.get()
+    assert 0 < len(raised.value.published) < 200
+
+
+def test_an_interrupted_command_leaves_no_reply_behind(
+    proxied: tuple[FaultProxy, RedisStore],
+) -> None:
+    """A greenlet that is killed while it waits doesn't leave its reply to the next command."""
+    proxy, store = proxied
+    publish_one(store)
+    proxy.delay(0.15)
+    waiting = gevent.spawn(store.clock)
+    gevent.sleep(0.05)
+    waiting.kill()
+    assert publish_one(store) == store.clock()
