@@ -18,7 +18,7 @@ TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx no
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long check format clean tools
+.PHONY: help run test test-long chaos check format clean tools
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,11 @@ test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k
 
 test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
 	PATH="$$PATH:/usr/sbin" $(PYTEST) -m long --timeout 1800 $(ARGS)
+
+# Each run prints its seed; the same seed breaks the same things at the same times.
+chaos: $(DEV_READY) ## break everything for half an hour under load; SECONDS=60 CLIENTS=200 SEED=7
+	@exec $(BIN)/python -W error -m tests.chaos --seconds $(or $(SECONDS),1800) \
+		--clients $(or $(CLIENTS),1000) $(if $(SEED),--seed $(SEED))
 
 check: $(DEV_READY) ## lint, formatting, types: looks, changes nothing
 	$(BIN)/python -m ruff check .

@@ -17,8 +17,10 @@ if str(ROOT) not in sys.path:
 
 from service import embedded  # noqa: E402  after the path is set
 from service.client import MessagePublisher, MessageSubscriber  # noqa: E402
-from service.errors import ConfigError, PushlineError  # noqa: E402
+from service.errors import ConfigError, PushlineError, RedisDown  # noqa: E402
 from service.settings import LOOPBACK_HOSTS, Settings, process_environ  # noqa: E402
+
+LOCAL_HINT = "Is `serve` running, on this PORT? Else set REDIS_URL"
 
 PROGRESS_SECONDS = 0.2
 """How often `publish -` tells a terminal how far it is."""
@@ -30,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except PushlineError as error:
-        print(f"pushline: {error}" + (f" ({error.fix})" if error.fix else ""), file=sys.stderr)
+        hint = LOCAL_HINT if isinstance(error, RedisDown) else error.fix
+        print(f"pushline: {error}" + (f" ({hint})" if hint else ""), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -73,8 +76,8 @@ def _serve(args: argparse.Namespace) -> int:
     settings = Settings.from_environ(environ)
     _check_port(settings)
     if settings.redis_url is None:
-        if settings.host not in LOOPBACK_HOSTS and not settings.publish_open:
-            settings.check_can_serve()
+        if settings.host not in LOOPBACK_HOSTS:
+            settings.check_publishing()
         environ["REDIS_URL"] = embedded.start(settings.port)
         environ["PUSHLINE_EMBEDDED"] = "1"
         settings = Settings.from_environ(environ)

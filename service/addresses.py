@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from service.errors import TooManyStreams, TooManyStreamsFromAddress
+
+_HOP = re.compile(r"(?:([0-9.]+)|\[([^\]]+)\])(?::\d{1,5})?")
+"""An IPv4 address, or an IPv6 address in brackets, with the port that some proxies add."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -20,7 +24,8 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
     for hop in reversed(forwarded_for.split(",")):
         if not _is_trusted(address, trusted):
             break
-        parsed = _parsed(hop.strip())
+        match = _HOP.fullmatch(hop.strip())
+        parsed = _parsed(match[1] or match[2] if match else hop.strip())
         if parsed is None:
             break
         address = str(parsed)

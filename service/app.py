@@ -15,12 +15,17 @@ from service.addresses import StreamLimits
 from service.broker import Broker
 from service.channels import RedisNames
 from service.errors import ConfigError
-from service.event import EventId
+from service.follower import Receiver
 from service.hub import Hub
 from service.iterator import IteratorOutlet
 from service.logs import log_request
-from service.redis_link import RedisAddress, RedisLink
-from service.redis_store import Publication, RedisStore
+from service.recent import RecentEvents
+from service.redis_address import RedisAddress
+from service.redis_link import RedisLink
+from service.redis_store import RedisStore
+from service.resume import Resumer
+from service.retention import RetentionRules
+from service.routes.channels import channel_routes
 from service.routes.origins import Origins
 from service.routes.page import page_routes
 from service.routes.problems import register_error_handlers
@@ -29,6 +34,9 @@ from service.routes.status import status_routes
 from service.routes.stream import StreamOpener, stream_routes
 from service.settings import Settings
 from service.subscriber import Subscriber
+
+STOP_SECONDS = 0.5
+"""How long the link to Redis may take to end by itself."""
 
 
 class Service:
@@ -39,15 +47,20 @@ class Service:
             raise ConfigError("REDIS_URL is not set: set it to a Redis or Valkey URL")
         names = RedisNames(settings.channel_prefix)
         self.drain_seconds = settings.drain_seconds
+        rules = RetentionRules.of_settings(settings)
+        recent = RecentEvents()
         self.hub = Hub(
             heartbeat_seconds=settings.heartbeat_seconds,
             send_timeout_seconds=settings.send_timeout_seconds,
             retry_milliseconds=settings.retry_milliseconds,
+            recent=recent,
         )
         self.store = RedisStore(
             settings.redis_url,
             names,
+            rules,
             connections=settings.redis_pool,
+            idempotency_seconds=settings.idempotency_seconds,
             tls_verify=settings.redis_tls_verify,
         )
         connect = functools.partial(
@@ -56,7 +69,22 @@ class Service:
             names,
             tls_verify=settings.redis_tls_verify,
         )
-        self.broker = Broker(self.store, connect, self.hub.deliver)
+        self.broker = Broker(
+            self.store,
+            connect,
+            recent,
+            rules.tail_seconds,
+            Receiver(self.hub.deliver, self.hub.advance, self.hub.reset),
+        )
+        self.resumer = Resumer(
+            self.hub,
+            self.broker,
+            self.store,
+            recent,
+            rules.tail_seconds,
+            replay_events=settings.replay_events,
+            replay_bytes=settings.replay_bytes,
+        )
         per_address = 0 if settings.local else settings.max_connections_per_ip
         self.limits = StreamLimits(settings.max_connections, per_address)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
@@ -74,10 +102,6 @@ class Service:
         )
         self.hub.hold = made.holding
         return made
-
-    def publish(self, publications: list[Publication]) -> list[EventId]:
-        """Publish, with ids above all that this worker has seen."""
-        return self.broker.publish(publications, self.hub.position)
 
     def ended(self, subscriber: Subscriber) -> None:
         """Give back what an ended stream took, and log it."""
@@ -116,6 +140,8 @@ class Service:
     def stop(self) -> None:
         """Stop what `start` has started, and close Redis."""
         self.broker.stop()
+        # One that is killed while it connects would leave its socket to the garbage collector.
+        gevent.joinall(self._greenlets[:1], timeout=STOP_SECONDS)
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.store.close()
@@ -138,6 +164,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     opener = StreamOpener(
         service.hub,
         service.broker,
+        service.resumer,
         service.limits,
         service.sockets,
         service.iterator,
@@ -146,9 +173,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("pushline", static_folder=None)
     app.extensions["pushline"] = service
     app.before_request(service.start)
+    app.before_request(origins.check_host)
     register_error_handlers(app)
     app.register_blueprint(stream_routes(opener, origins, settings.max_channels_per_stream))
-    app.register_blueprint(publish_routes(service.publish, origins, settings.max_event_bytes))
+    app.register_blueprint(
+        publish_routes(service.broker.publish, origins, settings.max_event_bytes)
+    )
+    app.register_blueprint(channel_routes(service.store, service.broker.publish, origins))
     app.register_blueprint(status_routes(service.hub, service.broker))
     app.register_blueprint(page_routes())
     return app

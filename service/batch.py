@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from service.frame import Frame
 
@@ -21,11 +21,21 @@ def chunk(data: bytes) -> bytes:
 class Batch:
     """Frames joined for one `send`, encoded once for each way of framing."""
 
-    __slots__ = ("_chunked", "plain")
+    __slots__ = ("_chunked", "fixed", "frames", "plain")
 
-    def __init__(self, plain: bytes) -> None:
+    def __init__(self, plain: bytes, frames: Sequence[Frame] = ()) -> None:
         self.plain = plain
+        self.frames = frames
+        self.fixed = False
         self._chunked: bytes | None = None
+
+    @classmethod
+    def finished(cls, data: bytes) -> Batch:
+        """Bytes that are sent as they are, framed or not, and that no overflow may drop."""
+        batch = cls(data)
+        batch.fixed = True
+        batch._chunked = data
+        return batch
 
     def chunked(self) -> bytes:
         """The batch as one chunk, made when first asked for."""
@@ -36,13 +46,17 @@ class Batch:
 
 def joined(frames: Iterable[Frame]) -> Iterator[Batch]:
     """Join `frames` into batches of at most MAX_BATCH_BYTES, or of one frame that is larger."""
-    parts: list[bytes] = []
+    parts: list[Frame] = []
     size = 0
     for frame in frames:
         if parts and size + len(frame.data) > MAX_BATCH_BYTES:
-            yield Batch(b"".join(parts))
+            yield _batch(parts)
             parts, size = [], 0
-        parts.append(frame.data)
+        parts.append(frame)
         size += len(frame.data)
     if parts:
-        yield Batch(b"".join(parts))
+        yield _batch(parts)
+
+
+def _batch(frames: list[Frame]) -> Batch:
+    return Batch(b"".join([frame.data for frame in frames]), frames)

@@ -1,50 +1,38 @@
 """What crosses workers: publish and follow.
 
-Promises. An event that `publish` returned an id for was accepted by Redis, and Redis has sent it
-to every worker that follows one of its channels. Frames of one Redis arrive in the order of their
-ids. While the link is down events are missed; the next link follows the same channels.
+Promises. An event that `publish` returned a receipt for was accepted by Redis. Every stored event
+of a followed channel is delivered once, in the order of ids, also when it was published while the
+link was lost; where that can't be proved, the receiver's `reset` is called instead. Live-only
+events come at most once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from service.errors import NotFollowing, RedisError
-from service.event import FIRST_ID, EventId
-from service.frame import Frame
+from service.event import EventId
+from service.follower import Follower, Receiver
+from service.following import Following
+from service.publication import Publication, Receipt
+from service.recent import RecentEvents
 from service.redis_link import Backoff, RedisLink
-from service.redis_store import Publication, RedisStore
+from service.redis_store import RedisStore
+from service.reset import Loss
 
 log = logging.getLogger("pushline.redis")
 
 FOLLOW_SECONDS = 5.0
 """How long a stream waits for its channels, also while the link is down."""
 
-CONFIRM_SECONDS = 1.0
-"""How long Redis may take to confirm a new channel before the worker counts as not ready."""
-
-LINGER_SECONDS = 5.0
-"""How long a channel that nobody follows any more is kept: reconnecting clients come right back."""
-
-
-class _Followed:
-    """A channel that this worker follows: for how many streams, and whether Redis confirmed it."""
-
-    __slots__ = ("confirmed", "linger_until", "position_read", "since", "streams")
-
-    def __init__(self) -> None:
-        self.streams = 0
-        self.since = time.monotonic()
-        self.confirmed = threading.Event()
-        self.linger_until = 0.0
-        self.position_read = False
-
 
 class Broker:
-    """Carries events between workers over one Redis. `deliver` gets what others published.
+    """Carries events between workers over one Redis.
 
     `connect` opens a link or raises OSError; it is called again, with back-off, for ever.
     """
@@ -53,100 +41,97 @@ class Broker:
         self,
         store: RedisStore,
         connect: Callable[[], RedisLink],
-        deliver: Callable[[Iterable[tuple[str, Frame]]], None],
+        recent: RecentEvents,
+        tail_seconds: Callable[[str], int],
+        receiver: Receiver,
     ) -> None:
         self._store = store
+        self._receiver = receiver
         self._connect = connect
-        self._deliver = deliver
+        self._following = Following()
+        self._follower = Follower(store, self._following, recent, tail_seconds, receiver)
         self._link: RedisLink | None = None
-        self._followed: dict[str, _Followed] = {}
-        self._idle: set[str] = set()
-        self._position = FIRST_ID
-        self._reading_position = threading.Lock()
-        self._sweep_at = 0.0
+        self._sync_turn = threading.Lock()
+        self._syncs_begun = self._syncs_done = 0
+        self._caught_up = False
         self._stopped = False
         self._outage_told = False
 
+    @property
+    def born(self) -> EventId:
+        """The id from which Redis vouches for completeness."""
+        return self._follower.born
+
     # -- publish -------------------------------------------------------------------------------
 
-    def publish(self, publications: Sequence[Publication], floor: EventId) -> list[EventId]:
-        """Publish events in order; returns their ids, once Redis has accepted them all.
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt]:
+        """Publish events in order; returns once Redis has accepted them all.
 
-        Ids are above `floor`. Never retried here. Raises RedisDown, RedisRefused or
-        OutcomeUnknown; the ids of those that went out before stand in its `published`.
+        Never retried here. Raises as RedisStore.publish does.
         """
-        return self._store.publish(publications, floor)
+        return self._store.publish(publications, self._follower.position)
 
     # -- follow --------------------------------------------------------------------------------
 
-    def follow(self, channels: Sequence[str]) -> EventId:
+    def follow(self, channels: Sequence[str]) -> None:
         """Deliver what is published to `channels` from now on; each call wants its `unfollow`.
 
-        Returns when Redis has confirmed them all, with an id below which nothing of them is to
-        come. Raises NotFollowing, with nothing followed, when it takes over FOLLOW_SECONDS.
+        Returns when everything above the receiver's position is sure to come. Raises NotFollowing,
+        with nothing followed, when that takes over FOLLOW_SECONDS.
         """
-        fresh = [channel for channel in channels if channel not in self._followed]
-        for channel in channels:
-            self._followed.setdefault(channel, _Followed()).streams += 1
-            self._idle.discard(channel)
+        new = self._following.add(channels)
         try:
-            self._subscribe(fresh)
+            if self._link is not None and new:
+                self._link.subscribe(new)
+        except OSError as error:
+            log.debug("SUBSCRIBE failed, the link is about to be replaced: %s", error)
+        try:
             deadline = time.monotonic() + FOLLOW_SECONDS
             for channel in channels:
+                followed = self._following.get(channel)
                 left = max(0.0, deadline - time.monotonic())
-                if not self._followed[channel].confirmed.wait(left):
+                if followed is None or not followed.ready.wait(left):
                     raise NotFollowing
-            return self._past(channels)
         except BaseException:
             self.unfollow(channels)
             raise
 
-    def _past(self, channels: Sequence[str]) -> EventId:
-        """An id not below the last one of `channels` when they began to be followed; read once."""
-        if all(self._followed[channel].position_read for channel in channels):
-            return self._position
-        with self._reading_position:
-            fresh = [one for one in channels if not self._followed[one].position_read]
-            if fresh:
-                self._position = max(self._position, self._read_position())
-            for channel in fresh:
-                self._followed[channel].position_read = True
-        return self._position
+    def unfollow(self, channels: Iterable[str]) -> None:
+        """Undo one `follow`; never blocks, as Redis hears of it only after a while."""
+        self._following.remove(channels)
+        if self._link is None:
+            self._follower.forget_idle()
 
-    def _read_position(self) -> EventId:
+    def sync(self) -> None:
+        """Wait until everything that was published before this call is delivered.
+
+        Calls at the same time share the work. Raises NotFollowing when it takes too long.
+        """
+        wanted = self._syncs_begun + 1
+        with self._sync_turn:
+            if self._syncs_done < wanted:
+                self._syncs_begun += 1
+                self._await_mark()
+                self._syncs_done = self._syncs_begun
+
+    def _await_mark(self) -> None:
+        token = secrets.token_hex(8)
+        arrived = self._follower.awaited[token] = threading.Event()
         try:
-            return self._store.clock()
+            self._store.send_mark(self._follower.marks_channel, token)
+            if not arrived.wait(FOLLOW_SECONDS):
+                raise NotFollowing
         except RedisError as error:
             raise NotFollowing(error.detail) from error
-
-    def _subscribe(self, channels: list[str]) -> None:
-        if self._link is None or not channels:
-            return  # a new link subscribes to everything that is followed
-        try:
-            self._link.subscribe(channels)
-        except OSError as error:
-            log.debug("SUBSCRIBE failed, the link is about to be replaced: %s", error)
-
-    def unfollow(self, channels: Iterable[str]) -> None:
-        """Undo one `follow`; never blocks, as Redis hears of it only after LINGER_SECONDS."""
-        for channel in channels:
-            followed = self._followed[channel]
-            followed.streams -= 1
-            followed.linger_until = time.monotonic() + LINGER_SECONDS
-            if followed.streams == 0:
-                self._idle.add(channel)
-        if self._link is None:
-            self._forget([channel for channel in channels if channel in self._idle])
+        finally:
+            del self._follower.awaited[token]
 
     # -- the link ------------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """Whether every followed channel is confirmed on a living link, but for brand-new ones."""
-        fresh = time.monotonic() - CONFIRM_SECONDS
-        return self._link is not None and all(
-            one.confirmed.is_set() or one.since > fresh for one in self._followed.values()
-        )
+        """Whether a living link has caught up and follows everything that it should."""
+        return self._caught_up and self._following.all_ready()
 
     def answers(self) -> bool:
         """Ask Redis for a sign of life on a command connection; takes up to a second."""
@@ -157,15 +142,17 @@ class Broker:
         backoff = Backoff()
         while not self._stopped:
             try:
-                link = self._connect()
-                self._serve(link, backoff)
-            except OSError as error:
+                self._serve(self._connect(), backoff)
+            except (OSError, RedisError) as error:
                 self._lost(str(error))
             except Exception:
                 # Whatever is wrong with one batch, the worker must go on following Redis.
                 log.exception("a message from Redis could not be delivered")
+                with contextlib.suppress(Exception):  # what has failed may fail again
+                    self._receiver.reset(sorted(self._following), Loss.LOST, None)
                 self._lost("delivery failed")
-            time.sleep(backoff.next())
+            if not self._stopped:
+                time.sleep(backoff.next())
 
     def stop(self) -> None:
         """Close the link and let `run` return."""
@@ -176,23 +163,17 @@ class Broker:
     def _serve(self, link: RedisLink, backoff: Backoff) -> None:
         try:
             self._link = link
-            link.subscribe(list(self._followed))
-            log.info("Redis is connected: following %d channels", len(self._followed))
+            self._follower.start(link)
+            self._caught_up = True
+            backoff.reset()
+            log.info("Redis is connected: following %d channels", len(self._following))
             self._outage_told = False
             while not self._stopped:
-                frames, confirmed = link.read()
-                backoff.reset()
-                for channel in confirmed:
-                    if channel in self._followed:
-                        self._followed[channel].confirmed.set()
-                if frames:
-                    self._deliver(frames)
-                self._drop_lingering(link)
+                self._follower.step(link)
         finally:
             self._link = None
-            for followed in self._followed.values():
-                followed.confirmed.clear()
-            self._forget(list(self._idle))
+            self._caught_up = False
+            self._follower.stop()
             link.close()
 
     def _lost(self, why: str) -> None:
@@ -200,23 +181,3 @@ class Broker:
         if not self._outage_told and not self._stopped:
             log.warning("Redis is lost (%s); reconnecting until it is back", why)
         self._outage_told = True
-
-    def _drop_lingering(self, link: RedisLink) -> None:
-        now = time.monotonic()
-        if now < self._sweep_at:
-            return
-        self._sweep_at = now + 1.0
-        done = [channel for channel in self._idle if self._is_done(channel, now)]
-        self._forget(done)
-        link.unsubscribe(done)
-
-    def _forget(self, channels: Iterable[str]) -> None:
-        for channel in channels:
-            self._idle.discard(channel)
-            del self._followed[channel]
-
-    def _is_done(self, channel: str, now: float) -> bool:
-        # An unconfirmed SUBSCRIBE on its way could be taken for the answer to a later one.
-        followed = self._followed[channel]
-        unused = followed.streams == 0 and now >= followed.linger_until
-        return unused and followed.confirmed.is_set()

@@ -34,6 +34,20 @@ def check_channels(names: Iterable[str], at_most: int) -> tuple[str, ...]:
     return channels
 
 
+class ChannelPattern:
+    """Selects channels: `*` stands for anything, dots too; nothing else is special."""
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError unless `text` is made of the characters of channel names and `*`."""
+        if not re.fullmatch(r"[A-Za-z0-9_.:*-]{1,128}", text, re.ASCII):
+            raise ValueError(f"not a channel pattern: {text!r}")
+        self._matches = re.compile(re.escape(text).replace(r"\*", ".*")).fullmatch
+
+    def matches(self, channel: str) -> bool:
+        """Whether the whole of `channel` is selected."""
+        return self._matches(channel) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class RedisNames:
     """How channels and keys are called in Redis; the one place where such names are made."""
@@ -50,5 +64,21 @@ class RedisNames:
 
     @property
     def clock(self) -> str:
-        """The key of the id clock; it keeps a prefix even where channels have none."""
-        return (self.prefix or "pushline:") + "clock"
+        """The key of the id clock."""
+        return self._key("clock")
+
+    def history(self, channel: str) -> str:
+        """The key of a channel's history."""
+        return self._key("s:" + channel)
+
+    def tail(self, channel: str) -> str:
+        """The key of a channel's tail."""
+        return self._key("t:" + channel)
+
+    def idempotency(self, channels: Iterable[str], key: str) -> str:
+        """The key of what was published to `channels` under an Idempotency-Key."""
+        return self._key(f"i:{','.join(channels)}:{key}")
+
+    def _key(self, name: str) -> str:
+        # Keys keep a prefix even where pub/sub channels have none.
+        return (self.prefix or "pushline:") + name

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from service.channels import RedisNames, check_channel, check_channels
 from service.embedded import running_url
-from service.errors import BadEvent, RedisDown
-from service.event import FIRST_ID, Event
-from service.redis_link import Backoff, RedisAddress, RedisLink
-from service.redis_store import Publication, RedisStore
+from service.errors import BadEvent, EventTooLarge, RedisDown, RedisError
+from service.event import FIRST_ID, Event, EventId, ServiceEvent
+from service.follower import Follower, Receiver
+from service.following import Following
+from service.frame import END, Frame
+from service.publication import Publication
+from service.recent import RecentEvents
+from service.redis_address import RedisAddress
+from service.redis_link import Backoff, RedisLink
+from service.redis_store import RedisStore
+from service.reset import Loss, reset_frame
+from service.retention import RetentionRules
 from service.settings import Settings, process_environ
 from service.sse import Message, Parser
 
@@ -31,6 +39,17 @@ def _client_settings(url: str | None) -> tuple[str, Settings]:
     return settings.redis_url or running_url(settings.port), settings
 
 
+def _store(redis_url: str, settings: Settings) -> RedisStore:
+    return RedisStore(
+        redis_url,
+        RedisNames(settings.channel_prefix),
+        RetentionRules.of_settings(settings),
+        connections=settings.redis_pool,
+        idempotency_seconds=settings.idempotency_seconds,
+        tls_verify=settings.redis_tls_verify,
+    )
+
+
 class MessagePublisher:
     """Publishes to one channel. `url` is Redis; without it REDIS_URL, else what `serve` started.
 
@@ -41,22 +60,42 @@ class MessagePublisher:
         """Prepare to publish; connects with the first message. Raises BadChannel, ConfigError."""
         redis_url, settings = _client_settings(url)
         self._channels = (check_channel(channel),)
-        self._store = RedisStore(
-            redis_url,
-            RedisNames(settings.channel_prefix),
-            connections=settings.redis_pool,
-            tls_verify=settings.redis_tls_verify,
-        )
+        self._max_event_bytes = settings.max_event_bytes
+        self._store = _store(redis_url, settings)
 
-    def publish_message(self, message: Any, event: str | None = None) -> str:
+    def publish_message(
+        self,
+        message: Any,
+        event: str | None = None,
+        *,
+        ttl_seconds: int | None = None,
+        stored: bool = True,
+        key: str | None = None,
+    ) -> str:
         """Publish text, UTF-8 bytes, or anything that JSON can carry; returns the event's id.
 
-        Raises BadEvent, and when Redis has not accepted it RedisDown, RedisRefused or
+        A replay skips it after `ttl_seconds`; without `stored` it is delivered live only. Calls
+        with the same `key` (Idempotency-Key) publish once. Raises BadEvent, ChannelEnded,
+        IdempotencyConflict, and when Redis has not accepted it RedisDown, RedisRefused or
         OutcomeUnknown. Nothing is retried.
         """
-        publication = Publication(Event(_as_text(message), event), self._channels)
-        (event_id,) = self._store.publish([publication], FIRST_ID)
-        return str(event_id)
+        return self._publish(
+            Publication(Event(_as_text(message), event), self._channels, stored, ttl_seconds, key)
+        )
+
+    def end(self, reason: str = "finished") -> str:
+        """Finish the channel: its streams end, and it takes no more events; returns the last id.
+
+        Raises as `publish_message` does, ChannelEnded if it is finished already.
+        """
+        data = json.dumps({"channel": self._channels[0], "reason": reason})
+        return self._publish(Publication(ServiceEvent(data, END), self._channels, ends=True))
+
+    def _publish(self, publication: Publication) -> str:
+        if len(publication.event.data.encode()) > self._max_event_bytes:
+            raise EventTooLarge(f"the message is larger than {self._max_event_bytes} bytes")
+        (receipt,) = self._store.publish([publication], FIRST_ID)
+        return str(receipt.id)
 
     def close(self) -> None:
         """Close the connections to Redis; publishing again opens new ones."""
@@ -93,8 +132,13 @@ class MessageSubscriber:
     One thread listens; any may `close`. It is a context manager.
     """
 
-    def __init__(self, channel: str | Sequence[str], url: str | None = None) -> None:
-        """Prepare to listen. Raises BadChannel, ConfigError."""
+    def __init__(
+        self, channel: str | Sequence[str], url: str | None = None, *, position: str | None = None
+    ) -> None:
+        """Prepare to listen, from now on or after `position`.
+
+        Raises BadChannel, ConfigError, and ValueError for what is no position.
+        """
         redis_url, settings = _client_settings(url)
         named = [channel] if isinstance(channel, str) else channel
         self._channels = check_channels(named, MAX_CHANNELS)
@@ -103,77 +147,117 @@ class MessageSubscriber:
         self._tls_verify = settings.redis_tls_verify
         self._link: RedisLink | None = None
         self._parser = Parser()
-        self._last_id = FIRST_ID
-        self._waiting: deque[Message] = deque()
+        self._backoff = Backoff()
+        self._waiting: deque[tuple[Message, EventId]] = deque()
+        self._position = self._yielded = EventId.parse(position) if position else FIRST_ID
         self._closed = threading.Event()
+        self._recent = RecentEvents(at_most_bytes=0)
+        self._following = Following()
+        self._following.add(self._channels)
+        if position:
+            self._start_after(self._position)
+        rules = RetentionRules.of_settings(settings)
+        receiver = Receiver(self._deliver, self._advance, self._reset)
+        self._store = _store(redis_url, settings)
+        self._follower = Follower(
+            self._store,
+            self._following,
+            self._recent,
+            rules.tail_seconds,
+            receiver,
+        )
+
+    def _start_after(self, position: EventId) -> None:
+        for channel, followed in self._following.items():
+            followed.last = position
+            self._recent.begin(channel, position)
+
+    @property
+    def position(self) -> str:
+        """The id up to which all has been yielded: store it, and give it back as `position`."""
+        return str(self._yielded)
 
     def listen_messages(self) -> Iterator[Message]:
-        """Subscribe, and return an endless iterator of messages that ends with `close`.
+        """Subscribe, and return an iterator of messages that ends with `close`, or with `$end`.
 
-        When this returns, Redis has confirmed the channels. Calling it again goes on where the
-        last iterator stopped. A lost Redis is reconnected for ever; what is published meanwhile
-        is missed. Raises RedisDown when Redis can't be reached at first.
+        When this returns, everything that is published will come, also what is published while
+        Redis is lost; it is reconnected for ever. A message `$reset` says that events may be
+        missing. Calling this again goes on where the last iterator stopped. Raises RedisDown when
+        Redis can't be reached at first.
         """
         if self._link is None and not self._closed.is_set():
             try:
-                self._link = self._connect()
-            except OSError as error:
-                raise RedisDown(f"Redis can't be reached: {error}") from error
+                self._connect()
+            except (OSError, RedisError) as error:
+                raise RedisDown(f"{self._address} can't be reached: {error}") from error
         return self._messages()
 
     def _messages(self) -> Iterator[Message]:
         while True:
             while self._waiting:
-                yield self._waiting.popleft()
-            if self._closed.is_set():
+                message, self._yielded = self._waiting.popleft()
+                yield message
+            self._yielded = self._position  # a quiet channel's position must not get too old
+            if self._closed.is_set() or self._recent.all_ended(self._channels):
                 return
-            try:
-                self._read(self._link or self._reconnect())
-            except OSError:
-                self._drop_link()
+            self._step()
 
-    def _read(self, link: RedisLink) -> list[str]:
-        frames, confirmed = link.read()
-        for _, frame in frames:
-            if frame.id is None or frame.id > self._last_id:
-                self._last_id = frame.id or self._last_id
-                self._waiting.extend(self._parser.feed(frame.data))
-        return confirmed
+    def _step(self) -> None:
+        try:
+            if self._link is None:
+                self._connect()
+                self._backoff.reset()
+            else:
+                self._follower.step(self._link)
+        except (OSError, RedisError):
+            self._drop_link()
+            self._closed.wait(self._backoff.next())
 
-    def _connect(self) -> RedisLink:
+    def _connect(self) -> None:
         link = RedisLink(self._address, self._names, tls_verify=self._tls_verify)
         try:
-            link.subscribe(self._channels)
-            missing = set(self._channels)
-            while missing:
-                missing.difference_update(self._read(link))
+            self._follower.start(link)
         except BaseException:
             link.close()
             raise
-        return link
+        self._link = link
+        if self._closed.is_set():
+            self._drop_link()
+            self._store.close()
 
-    def _reconnect(self) -> RedisLink:
-        backoff = Backoff()
-        while True:
-            try:
-                link = self._link = self._connect()
-            except OSError:
-                if self._closed.wait(backoff.next()):
-                    raise
-            else:
-                if self._closed.is_set():
-                    self._drop_link()
-                return link
+    def _advance(self, position: EventId) -> None:
+        self._position = max(self._position, position)
+        if self._yielded == FIRST_ID:  # a fresh subscriber begins where its first link does
+            self._yielded = self._position
+
+    def _deliver(self, frames: Iterable[tuple[str, Frame]]) -> None:
+        for channel, frame in frames:
+            if frame.prev is not None:
+                self._recent.add(channel, frame)
+            if frame.id is not None:
+                if frame.id <= self._position:
+                    continue  # an event of several channels comes once for each of them
+                self._position = frame.id
+            for message in self._parser.feed(frame.data):
+                self._waiting.append((message, self._position))
+
+    def _reset(self, channels: Sequence[str], loss: Loss, oldest: EventId | None) -> None:
+        position = self._position = max(self._position, self._follower.position)
+        frame = reset_frame(position, channels, loss, oldest)
+        for message in self._parser.feed(frame.data):
+            self._waiting.append((message, position))
 
     def _drop_link(self) -> None:
         link, self._link = self._link, None
         if link is not None:
+            self._follower.stop()
             link.close()
 
     def close(self) -> None:
         """End listening: the iterator yields what has arrived and ends, after a connect at most."""
         self._closed.set()
         self._drop_link()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self

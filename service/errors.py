@@ -2,14 +2,18 @@
 
 PushlineError                     500 internal
 |- ConfigError                    (start-up only) one line that names what to mend
+|- NothingToCome                  204 nothing_to_come  the one answer that stops an EventSource
 |- BadRequest                     400 bad_request
 |  |- BadChannel                  400 bad_channel
 |  |- BadEvent                    400 bad_event
 |  |- BadParameter                400 bad_parameter
 |  `- BadBody                     400 bad_body
 |- ForeignOrigin                  403 foreign_origin
+|- ForeignHost                    403 foreign_host
 |- NoSuchPage                     404 not_found
 |- WrongMethod                    405 method_not_allowed
+|- IdempotencyConflict            409 idempotency_conflict
+|- ChannelEnded                   409 channel_ended
 |- BodyTooSlow                    408 body_too_slow
 |- EventTooLarge                  413 event_too_large
 |- UnsupportedBody                415 unsupported_body
@@ -20,6 +24,7 @@ PushlineError                     500 internal
 |  `- NotFollowing                503 not_following
 `- RedisError                     503 redis_error
    |- RedisDown                   503 redis_down         nothing was published
+   |- RedisPoolBusy                503 redis_pool_busy    nothing was published
    |- RedisRefused                503 redis_readonly, redis_loading, redis_out_of_memory, redis_busy
    `- OutcomeUnknown              503 outcome_unknown    it may have been published
 """
@@ -37,6 +42,8 @@ class PushlineError(Exception):
     title = "The service failed"
     fix = ""
     retry_after_seconds: int | None = None
+    published: Sequence[str | None] = ()
+    """Of a publish: the id of each event that went out all the same, None for each other one."""
 
     def __init__(self, detail: str = "", *, fix: str | None = None) -> None:
         super().__init__(detail or self.title)
@@ -50,6 +57,14 @@ class ConfigError(PushlineError):
 
     code = "bad_configuration"
     title = "The configuration can't be used"
+
+
+class NothingToCome(PushlineError):
+    """All channels of a stream are finished, and its client has everything: don't come back."""
+
+    status = 204
+    code = "nothing_to_come"
+    title = "All channels are finished"
 
 
 class BadRequest(PushlineError):
@@ -98,6 +113,15 @@ class ForeignOrigin(PushlineError):
     fix = "Add the page's origin to CORS_ORIGINS, or publish from a server"
 
 
+class ForeignHost(PushlineError):
+    """A request to a service in local mode names a host that isn't this machine."""
+
+    status = 403
+    code = "foreign_host"
+    title = "This service is open to this machine only"
+    fix = "Ask for it as localhost or 127.0.0.1"
+
+
 class NoSuchPage(PushlineError):
     """No route has this path."""
 
@@ -114,6 +138,24 @@ class WrongMethod(PushlineError):
     code = "method_not_allowed"
     title = "This path doesn't take that method"
     fix = "The Allow header lists the methods it takes"
+
+
+class IdempotencyConflict(PushlineError):
+    """The Idempotency-Key was used for another event."""
+
+    status = 409
+    code = "idempotency_conflict"
+    title = "This Idempotency-Key stands for another event"
+    fix = "Use a new key for each event, and the same one only to repeat it"
+
+
+class ChannelEnded(PushlineError):
+    """The channel is finished."""
+
+    status = 409
+    code = "channel_ended"
+    title = "The channel is finished and takes no more events"
+    fix = "Publish to another channel, or DELETE this one first"
 
 
 class BodyTooSlow(PushlineError):
@@ -147,7 +189,7 @@ class Overloaded(PushlineError):
     status = 503
     code = "overloaded"
     title = "No stream can be opened now"
-    fix = "Try again after the time in Retry-After"
+    fix = "Try again in a moment"
     retry_after_seconds = 5
     retry_range_milliseconds = (5_000, 30_000)
     """When a refused EventSource comes back: spread out, so that a full service isn't stormed."""
@@ -190,10 +232,8 @@ class RedisError(PushlineError):
     status = 503
     code = "redis_error"
     title = "Redis could not take the event"
-    fix = "Try again after the time in Retry-After"
+    fix = "Try again in a moment"
     retry_after_seconds = 2
-    published: Sequence[str] = ()
-    """Ids of the events that went out before this one failed."""
 
 
 class RedisDown(RedisError):
@@ -201,6 +241,13 @@ class RedisDown(RedisError):
 
     code = "redis_down"
     title = "Redis can't be reached, so nothing was published"
+
+
+class RedisPoolBusy(RedisError):
+    """All of this worker's command connections are in use: nothing was published."""
+
+    code = "redis_pool_busy"
+    title = "All connections to Redis are in use, so nothing was published"
 
 
 class RedisRefused(RedisError):

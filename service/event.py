@@ -58,13 +58,19 @@ class Event:
     def __post_init__(self) -> None:
         if not _encodable(self.data):
             raise BadEvent("data holds half of a surrogate pair, which UTF-8 can't carry")
-        if self.name is not None:
+        if self.name is not None and not isinstance(self, ServiceEvent):
             check_name(self.name)
         low, high = RETRY_RANGE_MILLISECONDS
         if self.retry_milliseconds is not None and not low <= self.retry_milliseconds <= high:
             raise BadEvent(
                 f"retry is {self.retry_milliseconds}", fix=f"Use {low} to {high} milliseconds"
             )
+
+
+class ServiceEvent(Event):
+    """An event of the service itself: its name starts with `$`, and publishers can't send it."""
+
+    __slots__ = ()
 
 
 def check_name(name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 from service.errors import BadEvent
@@ -13,8 +12,11 @@ from service.sse import encode
 MAGIC = b"\xffP1 "
 """How our own messages in Redis begin; no UTF-8 text starts with this byte (publish.lua)."""
 
-DAY_MILLISECONDS = 86_400_000
-"""How far ahead of this machine's clock an id may be, as in publish.lua."""
+END = "$end"
+"""The name of a channel's last event."""
+
+RESET = "$reset"
+"""The name of the event that says that events may be missing."""
 
 _FLASK_SSE_KEYS = frozenset({"data", "type", "id", "retry"})
 
@@ -23,15 +25,22 @@ class Frame:
     """An event as bytes of text/event-stream; the same object serves every subscriber.
 
     `id` is None for foreign events, which are live only. `name` is the event's name, with
-    `message` for none.
+    `message` for none. `prev` is the id of the channel's stored event before this one; None for
+    an event that isn't stored. With `more`, copies of it for other channels follow. After
+    `deadline`, in milliseconds since 1970, a replay leaves it out.
     """
 
-    __slots__ = ("data", "id", "name")
+    __slots__ = ("data", "deadline", "id", "more", "name", "prev")
 
-    def __init__(self, event_id: EventId | None, name: str, data: bytes) -> None:
+    def __init__(
+        self, event_id: EventId | None, name: str, data: bytes, prev: EventId | None = None
+    ) -> None:
         self.id = event_id
         self.name = name
         self.data = data
+        self.prev = prev
+        self.deadline: int | None = None
+        self.more = False
 
 
 def unpack(payload: bytes) -> Frame:
@@ -49,13 +58,15 @@ def unpack(payload: bytes) -> Frame:
 
 def _unpack_own(payload: bytes) -> Frame:
     envelope, separator, data = payload.partition(b"\n")
-    event_id, name = envelope[len(MAGIC) :].split(b" ", 1)
+    event_id, prev, name = envelope[len(MAGIC) :].decode().split(" ", 2)
     if not separator or not data.endswith(b"\n\n"):
         raise ValueError("not a whole frame")
-    parsed = EventId.parse(event_id.decode("ascii"))
-    if parsed.milliseconds > time.time() * 1000 + DAY_MILLISECONDS:
-        raise ValueError("forged: it would hide all events of a day")
-    return Frame(parsed, name.decode() or "message", data)
+    parsed = EventId.parse(event_id)
+    before, _, deadline = prev.removesuffix("+").partition("/")
+    frame = Frame(parsed, name or "message", data, None if before == "-" else EventId.parse(before))
+    frame.more = prev.endswith("+")
+    frame.deadline = int(deadline) if deadline else None
+    return frame
 
 
 def _foreign(payload: bytes) -> Frame:

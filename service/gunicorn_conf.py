@@ -36,6 +36,9 @@ keepalive = settings.keepalive_seconds
 # gunicorn kills workers this long after SIGTERM: first the drain, then requests in flight.
 graceful_timeout = round(settings.drain_seconds) + 10
 
+# 64 channels of 100 letters fit; more than 8190 is refused by most proxies anyway.
+limit_request_line = 8190
+
 # Each stream is a request: a limit would restart workers for no reason.
 max_requests = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
@@ -14,6 +14,8 @@ from gevent.lock import Semaphore
 from service.batch import Batch
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
+from service.recent import RecentEvents
+from service.reset import Loss, reset_frame
 from service.sse import HEARTBEAT, encode_ping, encode_position, encode_retry
 from service.subscriber import Ending, Subscriber
 from service.view import Selection, Share, View
@@ -55,13 +57,17 @@ class Hub:
         heartbeat_seconds: float,
         send_timeout_seconds: float,
         retry_milliseconds: int,
+        recent: RecentEvents | None = None,
         hold: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.slow: set[Subscriber] = set()
         self.position: EventId = FIRST_ID
+        self._newest: EventId = FIRST_ID
+        self._have_newest: set[str] = set()
         self.draining = False
         self.hold = hold
         self.streams = 0
+        self._recent = recent or RecentEvents()
         self._heartbeat_seconds = heartbeat_seconds
         self._send_timeout_seconds = send_timeout_seconds
         self._retry_milliseconds = retry_milliseconds
@@ -78,7 +84,7 @@ class Hub:
         view = self._views.get(selection)
         if view is None:
             view = self._views[selection] = View(selection, time.monotonic())
-            view.last_id = self.position  # half of an event of two channels may be still to come
+            view.last_id = self.position_of(selection.channels)
             self._plan_heartbeat(view)
             for channel in selection.channels:
                 self._views_of.setdefault(channel, set()).add(view)
@@ -118,6 +124,8 @@ class Hub:
             own_seconds = self._fan_out(chain.from_iterable(view.take() for view in touched))
         for view in touched:
             self._plan_heartbeat(view)
+            if self._recent.all_ended(view.selection.channels):
+                self._end_all(view)
         self._rest(own_seconds)
 
     def _rest(self, own_seconds: float) -> None:
@@ -133,12 +141,60 @@ class Hub:
     def _collect(self, frames: Iterable[tuple[str, Frame]]) -> dict[View, None]:
         touched: dict[View, None] = {}
         for channel, frame in frames:
-            if frame.id is not None and frame.id > self.position:
-                self.position = frame.id
+            self._note_position(channel, frame)
+            if frame.prev is not None:
+                self._recent.add(channel, frame)
             for view in self._views_of.get(channel, ()):
                 if view.collect(frame):
                     touched[view] = None
+                elif frame.prev is not None and frame.id is not None and frame.id < view.last_id:
+                    # It comes too late to be in order, so it is as good as lost: say so.
+                    view.push(self._reset_frame(view, [channel], Loss.LOST, None))
+                    touched[view] = None
         return touched
+
+    def _note_position(self, channel: str, frame: Frame) -> None:
+        if frame.id is None or frame.id < self._newest:
+            return
+        if frame.id > self._newest:
+            self.position, self._newest = self._newest, frame.id
+            self._have_newest.clear()
+        self._have_newest.add(channel)
+        if not frame.more:
+            self.position = frame.id
+
+    def position_of(self, channels: Iterable[str]) -> EventId:
+        """The id up to which every event of `channels` has been collected.
+
+        `position` is that of all channels: it lags while copies of an event are on their way.
+        """
+        return self.position if self._have_newest.isdisjoint(channels) else self._newest
+
+    def _end_all(self, view: View) -> None:
+        for subscriber in tuple(view.subscribers):
+            subscriber.finish(Ending.CHANNEL_ENDED)
+
+    def advance(self, position: EventId) -> None:
+        """Note that everything up to `position` has been delivered."""
+        self.position = max(self.position, position)
+        self._newest = max(self._newest, position)
+
+    def reset(self, channels: Sequence[str], loss: Loss, oldest: EventId | None) -> None:
+        """Tell the streams of `channels` that events may be missing, and why."""
+        lost = set(channels)
+        with self._fan_out_turn:
+            touched = []
+            for view in self._views.values():
+                concerned = [one for one in view.selection.channels if one in lost]
+                if concerned:
+                    view.push(self._reset_frame(view, concerned, loss, oldest))
+                    touched.append(view)
+            self._fan_out(chain.from_iterable(view.take() for view in touched))
+
+    def _reset_frame(
+        self, view: View, channels: Sequence[str], loss: Loss, oldest: EventId | None
+    ) -> Frame:
+        return reset_frame(self.position_of(view.selection.channels), channels, loss, oldest)
 
     def _fan_out(self, work: Iterable[Share]) -> float:
         """Write batches to their receivers; returns the seconds spent here alone."""
@@ -191,9 +247,10 @@ class Hub:
     def _heartbeat(self, view: View, now: float) -> Batch:
         visible = view.selection.visible_pings
         data = encode_ping(time.time_ns() // 1_000_000) if visible else HEARTBEAT
-        if now >= view.position_at and self.position > FIRST_ID:
+        position = self.position_of(view.selection.channels)
+        if now >= view.position_at and position > FIRST_ID:
             view.position_at = now + POSITION_SECONDS
-            data += encode_position(self.position)
+            data += encode_position(position)
         return Batch(data)
 
     def _plan_heartbeat(self, view: View) -> None:

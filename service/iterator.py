@@ -55,7 +55,7 @@ class IteratorOutlet:
                 piece, self._piece = self._piece, None
                 if piece:
                     yield piece
-                if subscriber.fd == GONE:
+                if subscriber.fd == GONE and self._piece is None:
                     return
                 if subscriber.flush():
                     self._slow.discard(subscriber)

@@ -17,7 +17,7 @@ access = logging.getLogger("pushline.access")
 LOGGED = "pushline.logged"
 """In a request's environ: set when the service writes the access line itself."""
 
-_QUERY = re.compile(r"\?[^\s'\"]*")
+_QUERY = re.compile(r"\?\S*")
 
 
 def log_request(
@@ -71,8 +71,14 @@ def _readable(moment: str, level: str, message: str, fields: dict[str, Any]) -> 
     exception = fields.get("exception", "")
     shown = [f"{key}={value}" for key, value in fields.items() if key != "exception"]
     line = " ".join([moment, f"{level:<7}", message, *shown])
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return f"{escaped}\n{exception}" if exception else escaped
+    escaped = _escaped(line)
+    if not exception:
+        return escaped
+    return "\n".join([escaped, *(f"  {_escaped(part)}" for part in exception.split("\n"))])
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class ServiceLogger(Logger):

@@ -8,12 +8,23 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from service.errors import ConfigError
+from service.setting_rules import (
+    Rule,
+    checked_redis_url,
+    cors_origin,
+    history_rule,
+    listed,
+    matching,
+    number,
+    one_of,
+    switch,
+    whole,
+)
 
 RESERVED_FILES = 1000
 """File descriptors of a worker that are kept from streams: requests in flight, Redis, logs."""
@@ -23,72 +34,8 @@ MOST_FILES = 1_048_576
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
-_Parse = Callable[[str], Any]
 
-
-def _whole(low: int, high: int) -> tuple[_Parse, str]:
-    return _ranged(int, low, high), f"a whole number from {low} to {high}"
-
-
-def _number(low: float, high: float) -> tuple[_Parse, str]:
-    return _ranged(float, low, high), f"a number from {low:g} to {high:g}"
-
-
-def _ranged(kind: Callable[[str], Any], low: float, high: float) -> _Parse:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _one_of(*choices: str) -> tuple[_Parse, str]:
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError
-        return text.lower()
-
-    return parse, "one of " + ", ".join(choices)
-
-
-def _switch() -> tuple[_Parse, str]:
-    return lambda text: {"0": False, "1": True}[text], "0 or 1"
-
-
-def _matching(pattern: str, accepts: str) -> tuple[_Parse, str]:
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError
-        return text
-
-    return parse, accepts
-
-
-def _listed(item: Callable[[str], Any], accepts: str) -> tuple[_Parse, str]:
-    def parse(text: str) -> tuple[Any, ...]:
-        return tuple(item(part) for part in re.split(r"[,\s]+", text.strip()) if part)
-
-    return parse, accepts
-
-
-def _origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", text):
-        raise ValueError
-    return text.lower()
-
-
-def _redis_url(text: str) -> str:
-    parts = urlsplit(text)
-    located = parts.path if parts.scheme == "unix" else parts.hostname
-    if parts.scheme not in ("redis", "rediss", "unix") or not located:
-        raise ValueError
-    _ = parts.port  # raises ValueError when it isn't a port
-    return text
-
-
-def _setting(env: str, default: Any, rule: tuple[_Parse, str], meaning: str) -> Any:
+def _setting(env: str, default: Any, rule: Rule, meaning: str) -> Any:
     parse, accepts = rule
     metadata = {"env": env, "parse": parse, "accepts": accepts, "meaning": meaning}
     return field(default=default, metadata=metadata)
@@ -104,97 +51,124 @@ class Settings:
     host: str = _setting(
         "HOST",
         "127.0.0.1",
-        _matching(r"[^\s/]+", "an address or a host name"),
+        matching(r"[^\s/\[\]]+", "an address or a host name, without brackets"),
         "address to listen on",
     )
-    port: int = _setting("PORT", 8000, _whole(1, 65535), "port to listen on")
-    workers: int = _setting("WEB_CONCURRENCY", 1, _whole(1, 256), "worker processes")
+    port: int = _setting("PORT", 8000, whole(1, 65535), "port to listen on")
+    workers: int = _setting("WEB_CONCURRENCY", 1, whole(1, 256), "worker processes")
     keepalive_seconds: int = _setting(
         "KEEPALIVE_SECONDS",
         15,
-        _whole(1, 300),
+        whole(1, 300),
         "how long an idle connection stays open between requests; 95 on Heroku",
     )
     redis_url: str | None = _setting(
         "REDIS_URL",
         None,
-        (_redis_url, "redis://, rediss:// or unix:// and where Redis is"),
+        (checked_redis_url, "redis://, rediss://, unix:// or redis+sentinel://, without a query"),
         "Redis or Valkey; without it `serve` starts a private Valkey",
     )
     redis_tls_verify: bool = _setting(
-        "REDIS_TLS_VERIFY", True, _switch(), "0 accepts any certificate of a rediss:// server"
+        "REDIS_TLS_VERIFY", True, switch(), "0 accepts any certificate of a rediss:// server"
     )
     redis_pool: int = _setting(
-        "REDIS_POOL", 4, _whole(1, 1000), "command connections to Redis of each worker"
+        "REDIS_POOL", 4, whole(1, 1000), "command connections to Redis of each worker"
     )
     channel_prefix: str = _setting(
         "CHANNEL_PREFIX",
         "pushline:",
-        _matching(r"[A-Za-z0-9_.:-]{0,64}", "up to 64 of A-Z a-z 0-9 _ . : -"),
+        matching(r"[A-Za-z0-9_.:-]{0,64}", "up to 64 of A-Z a-z 0-9 _ . : -"),
         "before Redis channels and keys; empty to share channels with flask-sse",
     )
+    history_events: int = _setting(
+        "HISTORY_EVENTS", 1000, whole(0, 1_000_000), "events that each channel keeps; 0: none"
+    )
+    history_seconds: int = _setting(
+        "HISTORY_SECONDS",
+        86_400,
+        whole(1, 31_536_000),
+        "how long a channel keeps them after its last event",
+    )
+    history_rules: tuple[tuple[str, int, int], ...] = _setting(
+        "HISTORY_RULES",
+        (),
+        listed(history_rule, "pattern=events/seconds, such as orders.*=100/3600"),
+        "other numbers for the channels that a pattern selects; the first one counts",
+    )
+    replay_events: int = _setting(
+        "REPLAY_EVENTS", 10_000, whole(1, 1_000_000), "events replayed to one stream at most"
+    )
+    replay_bytes: int = _setting(
+        "REPLAY_BYTES",
+        8_388_608,
+        whole(1024, 1_073_741_824),
+        "bytes of events replayed to one stream at most",
+    )
+    idempotency_seconds: int = _setting(
+        "IDEMPOTENCY_SECONDS", 300, whole(1, 86_400), "how long an Idempotency-Key is remembered"
+    )
     heartbeat_seconds: float = _setting(
-        "HEARTBEAT_SECONDS", 15.0, _number(0.5, 50), "longest silence on a stream"
+        "HEARTBEAT_SECONDS", 15.0, number(0.5, 50), "longest silence on a stream"
     )
     retry_milliseconds: int = _setting(
         "RETRY_MILLISECONDS",
         2000,
-        _whole(100, 600_000),
+        whole(100, 600_000),
         "how long a client waits before it reconnects; jittered",
     )
     max_connections: int = _setting(
-        "MAX_CONNECTIONS", 0, _whole(0, 1_000_000), "streams of a worker; 0: from the file limit"
+        "MAX_CONNECTIONS", 0, whole(0, 1_000_000), "streams of a worker; 0: from the file limit"
     )
     max_connections_per_ip: int = _setting(
         "MAX_CONNECTIONS_PER_IP",
         100,
-        _whole(0, 1_000_000),
+        whole(0, 1_000_000),
         "streams of a worker from one address (IPv6: one /64); 0: no limit",
     )
     max_channels_per_stream: int = _setting(
-        "MAX_CHANNELS_PER_STREAM", 64, _whole(1, 1000), "channels that one stream may name"
+        "MAX_CHANNELS_PER_STREAM", 64, whole(1, 1000), "channels that one stream may name"
     )
     max_event_bytes: int = _setting(
-        "MAX_EVENT_BYTES", 262_144, _whole(1, 16_777_216), "size of an event's data in UTF-8"
+        "MAX_EVENT_BYTES", 262_144, whole(1, 16_777_216), "size of an event's data in UTF-8"
     )
     outbox_bytes: int = _setting(
         "OUTBOX_BYTES",
         262_144,
-        _whole(1024, 1_073_741_824),
+        whole(1024, 1_073_741_824),
         "unsent bytes beyond which a slow stream is closed",
     )
     send_timeout_seconds: float = _setting(
-        "SEND_TIMEOUT_SECONDS", 10.0, _number(0.5, 300), "how long a stream may take nothing"
+        "SEND_TIMEOUT_SECONDS", 10.0, number(0.5, 300), "how long a stream may take nothing"
     )
     drain_seconds: float = _setting(
-        "DRAIN_SECONDS", 10.0, _number(0, 600), "over how long a stopping worker ends its streams"
+        "DRAIN_SECONDS", 10.0, number(0, 600), "over how long a stopping worker ends its streams"
     )
     publish_open: bool = _setting(
-        "PUBLISH_OPEN", False, _switch(), "1 lets anyone who reaches the service publish"
+        "PUBLISH_OPEN", False, switch(), "1 lets anyone who reaches the service publish"
     )
     cors_origins: tuple[str, ...] = _setting(
         "CORS_ORIGINS",
         (),
-        _listed(_origin, "origins such as https://example.com, or * for streams"),
+        listed(cors_origin, "origins such as https://example.com, or * for streams"),
         "pages of other origins that may stream and publish",
     )
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = _setting(
         "TRUSTED_PROXIES",
         (),
-        _listed(ipaddress.ip_network, "networks such as 10.0.0.0/8"),
+        listed(ipaddress.ip_network, "networks such as 10.0.0.0/8"),
         "proxies whose X-Forwarded-For is believed",
     )
     log_level: str = _setting(
-        "LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"), "least level logged"
+        "LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"), "least level logged"
     )
     log_format: str = _setting(
         "LOG_FORMAT",
         "auto",
-        _one_of("auto", "text", "json"),
+        one_of("auto", "text", "json"),
         "auto: text on a terminal, else json",
     )
     embedded: bool = _setting(
-        "PUSHLINE_EMBEDDED", False, _switch(), "set by `serve` when it started its own Valkey"
+        "PUSHLINE_EMBEDDED", False, switch(), "set by `serve` when it started its own Valkey"
     )
 
     @classmethod
@@ -237,6 +211,10 @@ class Settings:
                 "REDIS_URL is not set: set it to a Redis or Valkey URL,"
                 " or start a private one with `python -m service serve`"
             )
+        self.check_publishing()
+
+    def check_publishing(self) -> None:
+        """Raise ConfigError when anyone could publish and nobody has said that this is meant."""
         if not self.local and not self.publish_open:
             raise ConfigError(
                 "anyone could publish: set PUBLISH_OPEN=1 to allow that,"
@@ -254,7 +232,7 @@ def _parsed(spec: dataclasses.Field[Any], text: str) -> Any:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"//[^@]*@", "//***@", url)
+    return re.sub(r"//.*@", "//***@", url.partition("?")[0])
 
 
 def streams_that_fit() -> int:

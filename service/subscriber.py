@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from service.batch import LAST_CHUNK, Batch, chunk
+from service.overflow import Overflow, Piece, thinned
 
 if TYPE_CHECKING:
     from service.view import Selection, View
@@ -28,6 +29,8 @@ class Ending(enum.Enum):
     TOO_SLOW = "too_slow"
     STALLED = "stalled"
     DRAINED = "drained"
+    CHANNEL_ENDED = "channel_ended"
+    NOT_RESUMED = "not_resumed"
 
 
 class Outlet(Protocol):
@@ -64,24 +67,33 @@ class Subscriber:
         "fd",
         "moved_at",
         "opened_at",
+        "overflow",
         "selection",
         "unsent",
         "view",
     )
 
     def __init__(
-        self, outlet: Outlet, fd: int, selection: Selection, address: str, *, chunked: bool
+        self,
+        outlet: Outlet,
+        fd: int,
+        selection: Selection,
+        address: str,
+        *,
+        chunked: bool,
+        overflow: Overflow = Overflow.CLOSE,
     ) -> None:
         self.fd = fd
         self.selection = selection
         self.address = address
         self.chunked = chunked
+        self.overflow = overflow
         self.opened_at = self.moved_at = time.monotonic()
         self.ending: Ending | None = None
         self.view: View | None = None
         self.unsent = 0
         self._outlet = outlet
-        self._outbox: deque[bytes] | None = None
+        self._outbox: deque[Piece] | None = None
         self._head_sent = 0
         self._events_before = self._bytes_before = 0
 
@@ -103,19 +115,16 @@ class Subscriber:
         return 0 if self.view is None else self.view.sent_bytes - self._bytes_before
 
     def offer(self, batch: Batch, more: bool = False) -> None:
-        """Send `batch`, or keep it in the outbox; a full outbox ends the stream instead.
+        """Send `batch`, or keep it in the outbox; a full outbox is dealt with as `overflow` says.
 
-        With `more` it isn't judged: a client can't have read what came before in the same pass.
+        With `more` no stream is ended: a client can't have read what came before in the same pass.
         """
-        self.send(batch.chunked() if self.chunked else batch.plain, more)
-
-    def send(self, data: bytes, more: bool = False) -> None:
-        """Send finished bytes, as `offer` does."""
         if self.ending is not None:
             return
         if self._outbox is not None:
-            self._append(data, more)
+            self._append(batch, more)
             return
+        data = self._framed(batch)
         try:
             sent = self._outlet.write(self.fd, data)
         except BlockingIOError:
@@ -124,33 +133,58 @@ class Subscriber:
             self.end(ending_for(error))
             return
         if sent != len(data):
-            self._keep(data, sent)
+            self._keep(batch, sent)
 
-    def _append(self, data: bytes, more: bool) -> None:
-        if self.unsent > self._outlet.outbox_bytes and not more:
-            self.flush()  # it may have read since, and only nobody has looked
-            if self.unsent > self._outlet.outbox_bytes:
-                self.end(Ending.TOO_SLOW)
-        if self.fd == GONE:
-            return
-        if self._outbox is None:
-            self.send(data, more)
-            return
-        self._outbox.append(data)
-        self.unsent += len(data)
+    def send(self, data: bytes) -> None:
+        """Send finished bytes, as `offer` does; no overflow drops them."""
+        self.offer(Batch.finished(data))
 
-    def _keep(self, data: bytes, sent: int) -> None:
+    def _keep(self, batch: Batch, sent: int) -> None:
         # A partly sent batch stays whole: cutting it would break chunk framing.
-        self._outbox = deque([data])
+        self._outbox = deque([self._piece(batch)])
         self._head_sent = sent
-        self.unsent = len(data) - sent
+        self.unsent = len(self._outbox[0].data) - sent
         self.moved_at = time.monotonic()
         self._outlet.want_room(self)
+
+    def _append(self, batch: Batch, more: bool) -> None:
+        if self.unsent > self._outlet.outbox_bytes:
+            self.flush()  # it may have read since, and only nobody has looked
+            if self.unsent > self._outlet.outbox_bytes:
+                self._overflow(more)
+        if self._outbox is not None:
+            self._outbox.append(self._piece(batch))
+            self.unsent += len(self._outbox[-1].data)
+        elif self.fd != GONE:
+            self.offer(batch, more)
+
+    def _piece(self, batch: Batch) -> Piece:
+        # Who never drops anything has no use for the frames, and shouldn't keep them alive.
+        frames = () if self.overflow is Overflow.CLOSE else batch.frames
+        return Piece(self._framed(batch), frames, batch.fixed)
+
+    def _framed(self, batch: Batch) -> bytes:
+        return batch.chunked() if self.chunked else batch.plain
+
+    def _overflow(self, more: bool) -> None:
+        if self.overflow is Overflow.CLOSE:
+            if not more:
+                self.end(Ending.TOO_SLOW)
+            return
+        assert self._outbox is not None
+        waiting = list(self._outbox)
+        kept = 1 if self._head_sent else 0
+        while kept < len(waiting) and waiting[kept].fixed:
+            kept += 1
+        limit, channels = self._outlet.outbox_bytes, self.selection.channels
+        rest = thinned(waiting[kept:], self.overflow, limit, channels, self._framed)
+        self._outbox = deque([*waiting[:kept], *rest])
+        self.unsent = sum(len(piece.data) for piece in self._outbox) - self._head_sent
 
     def flush(self) -> bool:
         """Send what the outbox holds, as far as it goes; True when nothing is left to wait for."""
         while self._outbox:
-            rest = memoryview(self._outbox[0])[self._head_sent :]
+            rest = memoryview(self._outbox[0].data)[self._head_sent :]
             try:
                 sent = self._outlet.write(self.fd, rest)
             except BlockingIOError:

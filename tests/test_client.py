@@ -15,11 +15,23 @@ from typing import Any
 import gevent
 import pytest
 
+import service.follower
 import service.redis_link
+from service.channels import RedisNames
 from service.client import MessagePublisher, MessageSubscriber
-from service.errors import BadChannel, BadEvent, BadParameter, ConfigError, RedisDown
+from service.errors import (
+    BadChannel,
+    BadEvent,
+    BadParameter,
+    ChannelEnded,
+    ConfigError,
+    IdempotencyConflict,
+    RedisDown,
+    RedisError,
+)
 from service.sse import Message
 from tests.live_server import until
+from tests.nodes import make_store, publish
 from tests.valkey import Valkey, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +104,14 @@ def subscribers(valkey: Valkey, channel: str = "a") -> int:
     return int(valkey.cli("PUBSUB", "NUMSUB", f"pushline:{channel}")[1])
 
 
+def publish_to_both(*channels: str) -> str:
+    """Publish one event to several channels and return its id."""
+    store = make_store(os.environ["REDIS_URL"], names=RedisNames("pushline:"))
+    (event_id,) = publish(store, ",".join(channels), "of both")
+    store.close()
+    return str(event_id)
+
+
 # ---------------------------------------------------------------------------- plain processes
 
 
@@ -131,7 +151,9 @@ with MessagePublisher("a") as publisher:
 
 
 def test_a_plain_subscriber_survives_a_restart(own_valkey: Valkey, programs: list[Program]) -> None:
-    """When Valkey restarts, a listening program reconnects by itself and goes on."""
+    """When Valkey restarts, a listening program reconnects by itself, says that it may have missed
+    something, as this Valkey writes nothing to disk, and goes on.
+    """
     program = Program("""
 subscriber = MessageSubscriber(["a", "b"])
 for message in subscriber.listen_messages():
@@ -146,9 +168,11 @@ subscriber.close()
     assert program.message() == ["message", "first", ""]
     own_valkey.kill()
     own_valkey.start()
-    until(lambda: subscribers(own_valkey) == 1, 10, "it listens again")
+    name, data, position = program.message()
+    assert name == "$reset"
+    assert json.loads(data) == {"channels": ["a", "b"], "reason": "lost", "oldest": None}
     own_valkey.cli("PUBLISH", "pushline:a", "last")
-    assert program.message() == ["message", "last", ""]
+    assert program.message() == ["message", "last", position]
     program.end()
 
 
@@ -254,14 +278,14 @@ def test_several_channels(valkey: Valkey) -> None:
         with MessagePublisher("b") as publisher:
             event_id = publisher.publish_message("own")
         valkey.cli("PUBLISH", "pushline:a", "foreign")
-        repeated = b"\xffP1 %b \nid: %b\ndata: own\n\n" % (event_id.encode(), event_id.encode())
-        valkey.cli("PUBLISH", "pushline:a", repeated)
+        both = publish_to_both("a", "b")
         valkey.cli("PUBLISH", "pushline:a", '{"data": {"a": 1}, "type": "sse"}')
-        got = [next(messages) for _ in range(3)]
+        got = [next(messages) for _ in range(4)]
     assert got == [
         Message("own", "message", event_id),
         Message("foreign", "message", event_id),
-        Message('{"a": 1}', "sse", event_id),
+        Message("of both", "message", both),
+        Message('{"a": 1}', "sse", both),
     ]
 
 
@@ -314,16 +338,16 @@ def test_listening_without_redis() -> None:
 
 
 def test_a_lost_redis_is_waited_for(own_valkey: Valkey) -> None:
-    """Listening goes on when Redis is back, on the same iterator."""
+    """Listening goes on when Redis is back, on the same iterator; what may be missing is told."""
     with MessageSubscriber("a") as subscriber:
         messages = subscriber.listen_messages()
         following = gevent.spawn(next, messages)
         own_valkey.kill()
         gevent.sleep(0.2)
         own_valkey.start()
-        until(lambda: subscribers(own_valkey) == 1, 10, "it listens again")
+        assert following.get(timeout=10).event == "$reset"
         own_valkey.cli("PUBLISH", "pushline:a", "x")
-        assert following.get(timeout=2).data == "x"
+        assert next(messages).data == "x"
 
 
 def test_closing_during_an_outage(own_valkey: Valkey) -> None:
@@ -354,7 +378,7 @@ def test_closing_while_it_reconnects(own_valkey: Valkey, monkeypatch: pytest.Mon
     monkeypatch.setattr(subscriber, "_connect", connect_late)
     own_valkey.kill()
     own_valkey.start()
-    assert listening.get(timeout=5) == []
+    assert [message.event for message in listening.get(timeout=5)] == ["$reset"]
     until(lambda: subscribers(own_valkey) == 0, 2, "the connection is closed")
 
 
@@ -370,10 +394,184 @@ def test_a_link_that_fails_before_it_follows_is_closed(
         subscribe(self, channels)
 
     monkeypatch.setattr(service.redis_link.RedisLink, "subscribe", freeze)
-    with MessageSubscriber("a") as subscriber, pytest.raises(RedisDown, match="silent"):
+    with (
+        MessageSubscriber("a") as subscriber,
+        pytest.raises(RedisDown, match=r"silent|can't be reached|not answer"),
+    ):
         subscriber.listen_messages()
     own_valkey.cont()
     until(lambda: len(own_valkey.cli("CLIENT", "LIST").splitlines()) == 1, 2, "no client is left")
+
+
+# ------------------------------------------------------------------------- position and resuming
+
+
+def test_a_position_is_given_back(valkey: Valkey) -> None:
+    """A stored position goes on exactly after what was yielded, not after what had arrived."""
+    with MessagePublisher("a") as publisher:
+        with MessageSubscriber("a") as subscriber:
+            messages = subscriber.listen_messages()
+            ids = [publisher.publish_message(str(number)) for number in range(5)]
+            assert [next(messages).data for _ in range(2)] == ["0", "1"]
+            assert subscriber.position == ids[1]
+        ids.append(publisher.publish_message("5"))
+        with MessageSubscriber(["a", "b"], position=ids[1]) as subscriber:
+            messages = subscriber.listen_messages()
+            assert [next(messages) for _ in range(4)] == [
+                Message(str(number), "message", ids[number]) for number in range(2, 6)
+            ]
+            assert subscriber.position == ids[5]
+            live = publisher.publish_message("live")
+            assert next(messages).id == live
+
+
+def test_a_fresh_position_can_be_stored(valkey: Valkey) -> None:
+    """Also before the first message there is a position, and from it nothing is missed."""
+    with MessagePublisher("a") as publisher:
+        publisher.publish_message("past")
+        with MessageSubscriber("a") as subscriber:
+            subscriber.listen_messages()
+            position = subscriber.position
+        publisher.publish_message("missed")
+        with MessageSubscriber("a", position=position) as subscriber:
+            assert next(subscriber.listen_messages()).data == "missed"
+
+
+def test_the_position_of_a_quiet_channel_stays_fresh(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The position moves on with what happens elsewhere, so that it doesn't get too old to be
+    given back; it never passes a message that hasn't been yielded.
+    """
+    monkeypatch.setattr(service.redis_link, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(service.follower, "CHECK_SECONDS", 0.1)
+    with MessageSubscriber("a") as subscriber, MessagePublisher("b") as publisher:
+        messages = subscriber.listen_messages()
+        listening = gevent.spawn(next, messages)
+        elsewhere = publisher.publish_message("x")
+        until(lambda: subscriber.position >= elsewhere, 3, "the position moves")
+        with MessagePublisher("a") as other:
+            event_id = other.publish_message("y")
+        assert listening.get(timeout=3).id == event_id
+        later = [publish_to_both("a"), publish_to_both("b")]
+        gevent.sleep(0.5)
+        assert subscriber.position == event_id < later[0]
+        assert next(messages).id == later[0]
+
+
+@pytest.mark.parametrize("position", ["x", "5", "1-2-3", "earliest"])
+def test_a_bad_position_is_named(position: str) -> None:
+    """What is no position is an error where it is given."""
+    with pytest.raises(ValueError, match="not an event id"):
+        MessageSubscriber("a", "redis://127.0.0.1:1", position=position)
+
+
+def test_a_position_that_is_too_old(valkey: Valkey) -> None:
+    """When what was missed is gone, the iterator says so, with a position, and goes on."""
+    with MessagePublisher("a") as publisher:
+        first, *_, last = [publisher.publish_message(str(number)) for number in range(5)]
+        valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 1)
+        with MessageSubscriber("a", position=first) as subscriber:
+            messages = subscriber.listen_messages()
+            assert subscriber.position == first, "who gives up now is told again"
+            message = next(messages)
+            assert message.event == "$reset"
+            assert message.json() == {"channels": ["a"], "reason": "trimmed", "oldest": last}
+            assert message.id == subscriber.position == last
+            publisher.publish_message("live")
+            assert next(messages).data == "live"
+
+
+def test_a_killed_redis_loses_nothing() -> None:
+    """Across Redis being killed again and again, with every write on disk, a listener gets each
+    acknowledged message once and in order; one whose outcome was unknown may come, too.
+    """
+    with Valkey(aof=True) as server:
+        subscriber = MessageSubscriber("a", server.url)
+        messages = subscriber.listen_messages()
+        publisher = MessagePublisher("a", server.url)
+        acknowledged: list[str] = []
+
+        def publish_surely() -> None:
+            for number in range(300):
+                while True:
+                    try:
+                        acknowledged.append(
+                            publisher.publish_message(str(number), key=f"k{number}")
+                        )
+                        break
+                    except RedisError:
+                        gevent.sleep(0.02)
+                gevent.sleep(0.002)
+
+        publishing = gevent.spawn(publish_surely)
+        for _ in range(3):
+            gevent.sleep(0.25)
+            server.kill()
+            gevent.sleep(0.1)
+            server.start()
+        got = [next(messages) for _ in range(300)]
+        publishing.get()
+        assert [message.data for message in got] == [str(number) for number in range(300)]
+        assert [message.id for message in got] == acknowledged
+        publisher.close()
+        subscriber.close()
+
+
+def test_an_emptied_redis_is_told(valkey: Valkey) -> None:
+    """After FLUSHALL the iterator says that something may be missing, once, and goes on."""
+    with MessageSubscriber("a") as subscriber, MessagePublisher("a") as publisher:
+        messages = subscriber.listen_messages()
+        publisher.publish_message("1")
+        assert next(messages).data == "1"
+        valkey.cli("FLUSHALL")
+        publisher.publish_message("2")
+        message = next(messages)
+        if message.data == "2":
+            message = next(messages)
+        assert (message.event, message.json()["reason"]) == ("$reset", "lost")
+        publisher.publish_message("3")
+        assert next(messages).data == "3"
+
+
+# ------------------------------------------------------------------------------------ the end
+
+
+def test_an_end_ends_the_iterator(valkey: Valkey) -> None:
+    """`$end` is the last message when all channels are finished; publishing then is an error."""
+    with MessageSubscriber(["a", "b"]) as subscriber:
+        messages = subscriber.listen_messages()
+        with MessagePublisher("a") as publisher:
+            publisher.publish_message("x")
+            last = publisher.end("answer complete")
+            with pytest.raises(ChannelEnded):
+                publisher.publish_message("y")
+            with pytest.raises(ChannelEnded):
+                publisher.end()
+        assert next(messages).data == "x"
+        message = next(messages)
+        assert (message.event, message.id) == ("$end", last)
+        assert message.json() == {"channel": "a", "reason": "answer complete"}
+        with MessagePublisher("b") as publisher:
+            publisher.publish_message("z")
+            publisher.end()
+        assert [message.event for message in messages] == ["message", "$end"]
+    with MessageSubscriber("a", position=last) as subscriber:
+        assert list(subscriber.listen_messages()) == []
+
+
+def test_how_messages_are_kept_and_keyed(valkey: Valkey) -> None:
+    """`stored`, `ttl_seconds` and `key` are those of the HTTP publish."""
+    with MessagePublisher("a") as publisher:
+        first = publisher.publish_message("x", key="k")
+        assert publisher.publish_message("x", key="k") == first
+        with pytest.raises(IdempotencyConflict):
+            publisher.publish_message("y", key="k")
+        publisher.publish_message("live", stored=False)
+        publisher.publish_message("short", ttl_seconds=60)
+        with pytest.raises(BadEvent):
+            publisher.publish_message("short", ttl_seconds=0)
+    assert valkey.cli("XLEN", "pushline:s:a") == 2
 
 
 # --------------------------------------------------------------------------------- where and who

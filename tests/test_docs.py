@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from flask import Flask
 
 from service import errors
 from service.app import create_app
+from service.reset import Loss
 from service.settings import Settings
 from service.subscriber import Ending
 from tests.valkey import Valkey
@@ -70,10 +72,27 @@ def test_every_error_code_is_documented() -> None:
             assert re.search(rf"`{kind.code}`.*\| {kind.status} \|", text), kind.code
 
 
+def test_heroku_sets_only_settings_that_exist() -> None:
+    """Each variable of app.json is a setting, and its value is one that the setting takes."""
+    environ = {
+        name: spec.get("value", "1") for name, spec in json.loads(page("app.json"))["env"].items()
+    }
+    known = {spec.metadata["env"] for spec in dataclasses.fields(Settings)}
+
+    assert environ.keys() <= known
+    Settings.from_environ(environ)
+
+
 def test_every_ending_is_documented() -> None:
     """docs/operations.md has each reason for which a stream ends."""
     for ending in Ending:
         assert f"| `{ending.value}` |" in page("docs/operations.md")
+
+
+def test_every_reset_reason_is_documented() -> None:
+    """docs/guarantees.md has each reason for which a stream may be incomplete."""
+    for loss in Loss:
+        assert f"| `{loss.value}` |" in page("docs/guarantees.md")
 
 
 def test_the_architecture_page_lists_every_module() -> None:

@@ -27,6 +27,7 @@ from service.hub import (
     TICK_SECONDS,
     Hub,
 )
+from service.reset import Loss
 from service.sockets import Sockets
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
@@ -147,6 +148,38 @@ def test_an_event_of_several_channels_comes_once(hub: Hub) -> None:
     hub.deliver([("a", frame(1)), ("b", frame(1))])
     hub.deliver([("b", frame(1))])
     assert both.events == ["1"]
+
+
+def test_half_of_an_event_of_several_channels(hub: Hub) -> None:
+    """While one of an event's copies is on its way, no stream of that channel is past the event."""
+    first, second = frame(2), frame(2)
+    first.more = True
+    hub.deliver([("a", frame(1)), ("b", frame(1)), ("a", first)])
+    assert hub.position_of(["a"]) == hub.position_of(["a", "b"]) == EventId(2, 0)
+    assert hub.position_of(["b"]) == hub.position == EventId(1, 0)
+    late = Client(hub, "b", position=hub.position_of(["b"]))
+    both = Client(hub, "a", "b", position=hub.position_of(["a", "b"]))
+    hub.reset(["b"], Loss.LOST, None)
+    hub.beat(time.monotonic() + HEARTBEAT_SECONDS)
+    assert [event.last_event_id for event in parse_stream(late.data)] == ["1-0"]
+    assert late.data.count(b"id: 1-0\n") == 2, "with $reset and with the heartbeat"
+    hub.deliver([("b", second)])
+    assert late.events[1:] == ["2"]
+    assert both.events[1:] == [], "it came with the other channel"
+    assert hub.position == EventId(2, 0)
+
+
+def test_a_copy_that_nobody_here_follows(hub: Hub) -> None:
+    """What comes next, or a mark, proves that no more copies of an event will come."""
+    first, second = frame(2), frame(4)
+    first.more = second.more = True
+    hub.deliver([("a", frame(1)), ("a", first)])
+    assert hub.position == EventId(1, 0)
+    hub.deliver([("a", frame(3))])
+    assert hub.position == EventId(3, 0)
+    hub.deliver([("a", second)])
+    hub.advance(EventId(4, 0))
+    assert hub.position == hub.position_of(["b"]) == EventId(4, 0)
 
 
 def test_filtered_streams(hub: Hub) -> None:

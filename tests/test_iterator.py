@@ -100,6 +100,18 @@ def test_an_empty_farewell_is_just_the_end(stream: Stream) -> None:
     assert list(stream.pieces) == []
 
 
+def test_the_last_piece_before_an_empty_farewell_is_read(stream: Stream) -> None:
+    """A stream that ends between two pieces still gives the one that was written before the end:
+    it is the `$end` of a finished channel.
+    """
+    stream.subscriber.send(b"opening")
+    assert next(stream.pieces) == b"opening"
+    stream.subscriber.offer(Batch(b"last"))
+    stream.subscriber.finish(Ending.CHANNEL_ENDED)
+    assert list(stream.pieces) == [b"last"]
+    assert stream.subscriber.ending is Ending.CHANNEL_ENDED
+
+
 def test_an_ended_stream_stops_its_reader(stream: Stream) -> None:
     """A reader that waits is let go when its stream ends."""
     reader = gevent.spawn(list, stream.pieces)

@@ -14,8 +14,10 @@ import trustme
 from gevent import monkey
 from gevent.server import StreamServer
 
+import service.redis_address
 import service.redis_link
 from service.channels import RedisNames
+from service.redis_address import LinkLost, RedisAddress
 from service.redis_link import (
     BACKOFF_SECONDS,
     DEAD_AFTER_TICKS,
@@ -23,8 +25,6 @@ from service.redis_link import (
     SUBSCRIBE_BATCH,
     TICK_SECONDS,
     Backoff,
-    LinkLost,
-    RedisAddress,
     RedisLink,
 )
 from tests.fault_proxy import FaultProxy
@@ -73,40 +73,6 @@ def read_messages(link: RedisLink, count: int) -> list[tuple[str, bytes]]:
     while len(got) < count:
         got += [(channel, frame.data) for channel, frame in link.read()[0]]
     return got
-
-
-# -------------------------------------------------------------------------------------- addresses
-
-
-@pytest.mark.parametrize(
-    ("url", "expected", "shown"),
-    [
-        (
-            "redis://h:1234/0",
-            RedisAddress("h", 1234, None, False, None, None),
-            "h:1234",
-        ),
-        (
-            "rediss://:p%40ss@h",
-            RedisAddress("h", 6379, None, True, None, "p@ss"),
-            "h:6379",
-        ),
-        (
-            "redis://us%3Aer:pw@[::1]:7",
-            RedisAddress("::1", 7, None, False, "us:er", "pw"),
-            "::1:7",
-        ),
-        (
-            "unix:///tmp/a%20b.sock",
-            RedisAddress("localhost", 6379, "/tmp/a b.sock", False, None, None),
-            "/tmp/a b.sock",
-        ),
-    ],
-)
-def test_addresses_are_read(url: str, expected: RedisAddress, shown: str) -> None:
-    """Redis URLs are read as redis-py reads them; what goes to logs holds no password."""
-    assert RedisAddress.parse(url) == expected
-    assert str(RedisAddress.parse(url)) == shown
 
 
 def test_backoff_grows_and_is_bounded() -> None:
@@ -242,7 +208,7 @@ def test_nobody_listens() -> None:
 
 def test_a_server_that_only_accepts(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen server still accepts connections; the link isn't made until it has answered."""
-    monkeypatch.setattr(service.redis_link, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(service.redis_address, "CONNECT_SECONDS", 0.3)
     with FaultProxy(("127.0.0.1", valkey.port)) as proxy:
         proxy.freeze()
         with pytest.raises(TimeoutError), linked(f"redis://127.0.0.1:{proxy.port}"):

@@ -12,15 +12,16 @@ import pytest
 import redis
 import trustme
 
-from service.channels import RedisNames
-from service.errors import OutcomeUnknown, RedisDown, RedisError, RedisRefused
+from service.errors import OutcomeUnknown, RedisDown, RedisError, RedisPoolBusy, RedisRefused
 from service.event import FIRST_ID, Event, EventId
-from service.redis_store import Publication, RedisStore
+from service.frame import unpack
+from service.publication import Publication
+from service.redis_store import RedisStore
 from tests.fault_proxy import FaultProxy
 from tests.live_server import until
+from tests.nodes import NAMES, make_store
 from tests.valkey import Valkey, free_port
 
-NAMES = RedisNames("p:")
 HELLO = Publication(Event("hello"), ("a",))
 DAY = 86_400_000
 
@@ -28,7 +29,7 @@ DAY = 86_400_000
 @contextlib.contextmanager
 def opened(url: str, *, connections: int = 2, tls_verify: bool = True) -> Iterator[RedisStore]:
     """A store that is closed afterwards."""
-    store = RedisStore(url, NAMES, connections=connections, tls_verify=tls_verify)
+    store = make_store(url, connections=connections, tls_verify=tls_verify)
     try:
         yield store
     finally:
@@ -57,10 +58,16 @@ def url_of(proxy: FaultProxy, scheme: str = "redis") -> str:
     return f"{scheme}://127.0.0.1:{proxy.port}"
 
 
+def clock(store: RedisStore) -> EventId:
+    """The last id given out."""
+    return store.open(FIRST_ID).id
+
+
 def publish_one(store: RedisStore, floor: EventId = FIRST_ID) -> EventId:
     """Publish one event and return its id."""
-    (event_id,) = store.publish([HELLO], floor)
-    return event_id
+    (receipt,) = store.publish([HELLO], floor)
+    assert not receipt.replayed
+    return receipt.id
 
 
 # ------------------------------------------------------------------------------------------- ids
@@ -70,9 +77,9 @@ def test_ids_increase_over_all_channels(store: RedisStore) -> None:
     """Ids are times in milliseconds and increase strictly, whatever the channel."""
     before = time.time_ns() // 1_000_000
     ids = [
-        event_id
+        receipt.id
         for n in range(20)
-        for event_id in store.publish([Publication(Event(str(n)), (f"c{n % 3}",))] * 5, FIRST_ID)
+        for receipt in store.publish([Publication(Event(str(n)), (f"c{n % 3}",))] * 5, FIRST_ID)
     ]
     assert ids == sorted(set(ids))
     assert before - 1 <= ids[0].milliseconds <= ids[-1].milliseconds <= time.time() * 1000 + 1
@@ -104,7 +111,7 @@ def test_ids_never_go_back(store: RedisStore, valkey: Valkey) -> None:
     ahead = time.time_ns() // 1_000_000 + 3_600_000
     valkey.cli("HSET", NAMES.clock, "id", f"{ahead}-41")
     assert publish_one(store) == EventId(ahead, 42)
-    assert store.clock() == EventId(ahead, 42)
+    assert clock(store) == EventId(ahead, 42)
 
 
 def test_large_sequences_stay_exact(store: RedisStore, valkey: Valkey) -> None:
@@ -115,9 +122,11 @@ def test_large_sequences_stay_exact(store: RedisStore, valkey: Valkey) -> None:
 
 
 def test_the_clock_of_an_empty_redis(store: RedisStore) -> None:
-    """Before the first event the clock is below every id; then it is the last id."""
-    assert store.clock() == FIRST_ID
-    assert store.clock() < publish_one(store) == store.clock()
+    """Who connects first starts the clock, below every event's id; then it is the last id."""
+    born = store.open(FIRST_ID).born
+    assert clock(store) == born
+    assert clock(store) < publish_one(store) == clock(store)
+    assert store.open(FIRST_ID).born == born
 
 
 # -------------------------------------------------------------------------------- many at once
@@ -128,22 +137,26 @@ def test_publications_keep_their_order(store: RedisStore, valkey: Valkey) -> Non
     listener = redis.Redis.from_url(valkey.url).pubsub(ignore_subscribe_messages=True)
     listener.subscribe("p:a")
     assert listener.get_message(timeout=5) is None
-    ids = store.publish([Publication(Event(f"<{n}>"), ("a",)) for n in range(100)], FIRST_ID)
+    before = FIRST_ID
+    receipts = store.publish([Publication(Event(f"<{n}>"), ("a",)) for n in range(100)], FIRST_ID)
     got = [listener.get_message(timeout=5) for _ in range(100)]
     listener.close()
-    for number, (event_id, message) in enumerate(zip(ids, got, strict=True)):
+    for number, (receipt, message) in enumerate(zip(receipts, got, strict=True)):
         assert message is not None
-        assert message["data"].startswith(f"\xffP1 {event_id} \n".encode("latin-1"))
-        assert f"<{number}>".encode() in message["data"]
+        frame = unpack(message["data"])
+        assert frame.id == receipt.id > before
+        assert frame.prev == (before if number else receipt.id), "born with the data set"
+        assert f"<{number}>".encode() in frame.data
+        before = receipt.id
 
 
 def test_flushed_scripts_are_loaded_again(store: RedisStore, valkey: Valkey) -> None:
     """Somebody's SCRIPT FLUSH costs one round trip, and no event comes twice."""
     first = publish_one(store)
     valkey.cli("SCRIPT", "FLUSH")
-    ids = store.publish([HELLO, HELLO], FIRST_ID)
+    ids = [receipt.id for receipt in store.publish([HELLO, HELLO], FIRST_ID)]
     assert first < ids[0] < ids[1]
-    assert store.clock() == ids[1]
+    assert clock(store) == ids[1]
     assert publish_one(store) > ids[1]
 
 
@@ -223,7 +236,7 @@ def test_an_unanswered_publish_is_not_repeated(proxied: tuple[FaultProxy, RedisS
         store.publish([HELLO], EventId(first.milliseconds + 50_000, 0))
     assert raised.value.code == "outcome_unknown"
     proxy.heal()
-    assert store.clock() == EventId(first.milliseconds + 50_000, 1)
+    assert clock(store) == EventId(first.milliseconds + 50_000, 1)
 
 
 def test_a_connection_that_was_cut_is_replaced(proxied: tuple[FaultProxy, RedisStore]) -> None:
@@ -256,9 +269,10 @@ def test_a_busy_pool_is_bounded(proxied: tuple[FaultProxy, RedisStore]) -> None:
     hanging = gevent.spawn(store.answers)
     gevent.sleep(0.05)
     started = time.monotonic()
-    with pytest.raises(RedisDown):
+    with pytest.raises(RedisPoolBusy):
         publish_one(store)
     assert 0.3 < time.monotonic() - started < 1.2
+    assert store.answers(), "a busy Redis is no dead one"
     assert hanging.get() is False
 
 
@@ -282,7 +296,7 @@ def test_a_full_redis(own_valkey: Valkey) -> None:
             publish_one(store)
         assert raised.value.code == "redis_out_of_memory"
         own_valkey.cli("CONFIG", "SET", "maxmemory", "0")
-        assert store.clock() == FIRST_ID
+        assert own_valkey.cli("KEYS", "*") == []
 
 
 @pytest.mark.parametrize("connected", [True, False])
@@ -333,15 +347,19 @@ def test_a_redis_that_loads_its_data(own_valkey: Valkey, connected: bool) -> Non
 
 
 def test_what_went_out_before_a_failure_is_told(own_valkey: Valkey) -> None:
-    """When one of several events is refused, the error names the ids of those before it."""
+    """When one of several events is refused, the error names the ids of all others."""
     own_valkey.cli("ACL", "SETUSER", "some", "on", ">pw", "~*", "+@all", "resetchannels", "&p:ok")
     fine, forbidden = Publication(Event("x"), ("ok",)), Publication(Event("x"), ("not",))
     with opened(f"redis://some:pw@127.0.0.1:{own_valkey.port}") as store:
         with pytest.raises(RedisRefused) as raised:
             store.publish([fine, fine, forbidden, fine], FIRST_ID)
         assert raised.value.code == "redis_error"
-        assert len(raised.value.published) == 2
-        assert all(EventId.parse(text) > FIRST_ID for text in raised.value.published)
+        first, second, none, last = raised.value.published
+        assert first is not None
+        assert second is not None
+        assert last is not None
+        assert none is None
+        assert EventId.parse(first) < EventId.parse(second) < EventId.parse(last)
 
 
 def test_what_was_answered_before_a_cut_is_told(proxied: tuple[FaultProxy, RedisStore]) -> None:
@@ -365,7 +383,7 @@ def test_an_interrupted_command_leaves_no_reply_behind(
     proxy, store = proxied
     publish_one(store)
     proxy.delay(0.15)
-    waiting = gevent.spawn(store.clock)
+    waiting = gevent.spawn(store.open, FIRST_ID)
     gevent.sleep(0.05)
     waiting.kill()
-    assert publish_one(store) == store.clock()
+    assert publish_one(store) == clock(store)

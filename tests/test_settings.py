@@ -88,7 +88,7 @@ def test_values_are_read(name: str, text: str, field: str, value: object) -> Non
         ("HEARTBEAT_SECONDS", "inf", "a number from 0.5 to 50"),
         ("MAX_EVENT_BYTES", "-1", "from 1 to"),
         ("PUBLISH_OPEN", "yes", "0 or 1"),
-        ("REDIS_URL", "localhost:6379", "redis://, rediss:// or unix://"),
+        ("REDIS_URL", "localhost:6379", "redis://, rediss://, unix:// or redis+sentinel://"),
         ("REDIS_URL", "redis://", "redis://"),
         ("REDIS_URL", "unix://", "unix://"),
         ("REDIS_URL", "redis://h:port", "redis://"),

@@ -285,6 +285,8 @@ def test_endings_have_stable_names() -> None:
         "too_slow",
         "stalled",
         "drained",
+        "channel_ended",
+        "not_resumed",
     }
 
 

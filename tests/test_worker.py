@@ -267,7 +267,7 @@ def test_a_client_that_leaves_while_its_stream_opens(
         until(lambda: running.service.limits._total == 1, 2, "the stream opens")
         until(lambda: running.service.limits._total == 0, 2, "the stream is given back")
     assert running.service.hub.streams == 0
-    assert [one.streams for one in running.service.broker._followed.values()] == [0]
+    assert [one.streams for _, one in running.service.broker._following.items()] == [0]
 
 
 @pytest.mark.parametrize("kind", [None, "ssl", "subclass", "other"])

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, request
 
-from service.errors import ForeignOrigin
+from service.errors import ForeignHost, ForeignOrigin
 from service.settings import LOOPBACK_HOSTS
 
 ALLOWED_HEADERS = "authorization, cache-control, content-type, idempotency-key, last-event-id"
@@ -20,6 +20,24 @@ class Origins:
     def __init__(self, allowed: Sequence[str], *, local: bool) -> None:
         self._allowed = frozenset(allowed)
         self._local = local
+
+    def check_host(self) -> None:
+        """Raise ForeignHost in local mode for a host that isn't this machine.
+
+        A web page whose own name leads to 127.0.0.1 would else read and publish everything.
+        """
+        if self._local:
+            try:
+                host = urlsplit(f"//{request.host}").hostname
+            except ValueError:
+                host = None
+            if host not in LOOPBACK_HOSTS:
+                raise ForeignHost(f"the host is {request.host[:200]!r}")
+
+    def check_change(self) -> None:
+        """As `check_publish`, but anyone may look."""
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            self.check_publish()
 
     def check_publish(self) -> None:
         """Raise ForeignOrigin when a page that is neither ours nor listed sends this request.
@@ -35,8 +53,6 @@ class Origins:
             page = urlsplit(origin)
         except ValueError:
             return False
-        if self._local and (page.hostname or "") not in LOOPBACK_HOSTS:
-            return False  # a name of somebody else's that leads to this machine
         return page.netloc != "" and page.netloc.lower() == request.host.lower()
 
     def allow(self, response: Response) -> Response:

@@ -14,7 +14,6 @@ from service.errors import (
     NoSuchPage,
     Overloaded,
     PushlineError,
-    RedisError,
     WrongMethod,
 )
 from service.sse import encode_retry
@@ -34,6 +33,8 @@ def answer(error: PushlineError) -> Response:
 
     An EventSource gives up for ever on any status but 200, so overload tells it to come back.
     """
+    if error.status == 204:
+        return Response(status=204)
     if isinstance(error, Overloaded) and wants_event_stream():
         return soft_refusal(error)
     return problem(error)
@@ -61,7 +62,7 @@ def problem(error: PushlineError) -> Response:
     }
     if error.fix:
         body["fix"] = error.fix
-    if isinstance(error, RedisError) and error.published:
+    if any(error.published):
         body["published"] = list(error.published)
     response = Response(
         json.dumps(body) + "\n", error.status, content_type="application/problem+json"

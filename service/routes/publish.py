@@ -10,13 +10,16 @@ from flask import Blueprint, Response, request
 
 from service.channels import check_channel, check_channels
 from service.errors import BadBody, BadParameter, EventTooLarge, PushlineError
-from service.event import Event, EventId
-from service.redis_store import Publication
+from service.event import Event
+from service.publication import Publication, Receipt
 from service.routes.bodies import read_text
 from service.routes.origins import Origins
 
 MAX_BATCH_EVENTS = 1000
 """Events in one array of POST /publish."""
+
+MAX_BATCH_DELIVERIES = 4000
+"""Channels that the events of one array may name in all: Redis does it in one go."""
 
 MAX_BATCH_FACTOR = 16
 """How many times MAX_EVENT_BYTES a body of POST /publish may be: it escapes, and holds several."""
@@ -24,10 +27,14 @@ MAX_BATCH_FACTOR = 16
 MAX_CHANNELS_PER_EVENT = 64
 """Channels that one event may go to."""
 
-_PARAMETERS = frozenset({"event", "retry"})
-_FIELDS = frozenset({"channel", "channels", "data", "event", "retry"})
+_PARAMETERS = frozenset({"event", "retry", "ttl", "history"})
+_FIELDS = frozenset(
+    {"channel", "channels", "data", "event", "retry", "ttl", "history", "idempotency_key"}
+)
 
-Publish = Callable[[list[Publication]], list[EventId]]
+_KINDS = {str: "string", int: "whole number", bool: "truth value"}
+
+Publish = Callable[[list[Publication]], list[Receipt]]
 
 
 def publish_routes(publish: Publish, origins: Origins, max_event_bytes: int) -> Blueprint:
@@ -46,36 +53,55 @@ def publish_routes(publish: Publish, origins: Origins, max_event_bytes: int) -> 
     def publish_body(channel: str) -> Response:
         """Publish the body, byte for byte, as one event."""
         check_channel(channel)
-        name, retry = _parameters()
-        event = Event(read_text(max_event_bytes), name, retry)
-        (event_id,) = publish([Publication(event, (channel,))])
-        return _json({"id": str(event_id), "channel": channel, "replayed": False})
+        _check_parameters()
+        event = Event(read_text(max_event_bytes), request.args.get("event"), _number("retry"))
+        publication = Publication(
+            event,
+            (channel,),
+            stored=request.args.get("history") != "0",
+            ttl_seconds=_number("ttl"),
+            key=request.headers.get("Idempotency-Key"),
+        )
+        (receipt,) = publish([publication])
+        return _json(_told(publication, receipt))
 
     @routes.post("/publish", provide_automatic_options=False)
     def publish_json() -> Response:
         """Publish one JSON object, or each of an array, in order."""
         body = _parse(read_text(max_event_bytes * MAX_BATCH_FACTOR))
         publications = _publications(body, max_event_bytes)
-        receipts = list(map(_receipt, publications, publish(publications)))
+        receipts = list(map(_told, publications, publish(publications)))
         return _json(receipts if isinstance(body, list) else receipts[0])
 
-    @routes.route("/channels/<channel>", methods=["OPTIONS"])
     @routes.route("/publish", methods=["OPTIONS"])
-    def preflight(channel: str = "") -> Response:
+    def preflight() -> Response:
         """Answer a page's preflight; no event is published."""
         return origins.preflight("OPTIONS, POST")
+
+    @routes.route("/channels/<channel>", methods=["OPTIONS"])
+    def preflight_channel(channel: str) -> Response:
+        """The same for a channel, which routes/channels.py can forget."""
+        return origins.preflight("DELETE, OPTIONS, POST")
 
     return routes
 
 
-def _parameters() -> tuple[str | None, int | None]:
+def _check_parameters() -> None:
     unknown = request.args.keys() - _PARAMETERS
     if unknown:
-        raise BadParameter(f"{min(unknown)[:40]!r} is not known", fix="Known are event and retry")
-    retry = request.args.get("retry")
-    if retry is not None and not (retry.isascii() and retry.isdigit() and len(retry) < 10):
-        raise BadParameter("retry is not a whole number", fix="Give milliseconds, as in retry=2000")
-    return request.args.get("event"), None if retry is None else int(retry)
+        known = ", ".join(sorted(_PARAMETERS))
+        raise BadParameter(f"{min(unknown)[:40]!r} is not known", fix=f"Known are {known}")
+    if request.args.get("history", "1") not in ("0", "1"):
+        raise BadParameter("history is neither 0 nor 1", fix="history=0 delivers live only")
+
+
+def _number(name: str) -> int | None:
+    text = request.args.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadParameter(f"{name} is not a whole number", fix=f"As in {name}=2000")
+    return int(text)
 
 
 def _parse(text: str) -> Any:
@@ -96,7 +122,12 @@ def _publications(body: Any, max_event_bytes: int) -> list[Publication]:
         return [_publication(body, "the body", max_event_bytes)]
     if not 1 <= len(body) <= MAX_BATCH_EVENTS:
         raise BadBody(f"the array holds {len(body)} events", fix=f"Send 1 to {MAX_BATCH_EVENTS}")
-    return [_publication(item, f"item {n}", max_event_bytes) for n, item in enumerate(body)]
+    items = [_publication(item, f"item {n}", max_event_bytes) for n, item in enumerate(body)]
+    deliveries = sum(len(item.channels) for item in items)
+    if deliveries > MAX_BATCH_DELIVERIES:
+        fix = f"Name at most {MAX_BATCH_DELIVERIES} in all"
+        raise BadBody(f"the array's events name {deliveries} channels", fix=fix)
+    return items
 
 
 def _publication(item: Any, where: str, max_event_bytes: int) -> Publication:
@@ -121,7 +152,13 @@ def _checked_publication(item: Any, max_event_bytes: int) -> Publication:
     event = Event(data, _optional(item, "event", str), _optional(item, "retry", int))
     if len(data.encode()) > max_event_bytes:
         raise EventTooLarge(f"its data is larger than {max_event_bytes} bytes")
-    return Publication(event, _channels(item))
+    return Publication(
+        event,
+        _channels(item),
+        stored=_optional(item, "history", bool) is not False,
+        ttl_seconds=_optional(item, "ttl", int),
+        key=_optional(item, "idempotency_key", str),
+    )
 
 
 def _as_json(data: Any) -> str:
@@ -142,7 +179,7 @@ def _channels(item: dict[str, Any]) -> tuple[str, ...]:
 def _optional(item: dict[str, Any], field: str, kind: type) -> Any:
     value = item.get(field)
     if value is not None and type(value) is not kind:
-        raise BadBody(f"the field {field} is not a {'string' if kind is str else 'whole number'}")
+        raise BadBody(f"the field {field} is not a {_KINDS[kind]}")
     return value
 
 
@@ -150,9 +187,9 @@ def _known_fields() -> str:
     return f"Known are {', '.join(sorted(_FIELDS))}"
 
 
-def _receipt(item: Publication, event_id: EventId) -> dict[str, Any]:
+def _told(item: Publication, receipt: Receipt) -> dict[str, Any]:
     to = {"channel": item.channels[0]} if len(item.channels) == 1 else {"channels": item.channels}
-    return {"id": str(event_id), **to, "replayed": False}
+    return {"id": str(receipt.id), **to, "replayed": receipt.replayed}
 
 
 def _json(body: Any) -> Response:

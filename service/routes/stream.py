@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from wsgiref.handlers import format_date_time
 
+import gevent
 from flask import Blueprint, Response, request
 
 from service.addresses import Network, StreamLimits, client_address
 from service.batch import chunk
 from service.broker import Broker
 from service.channels import check_channels
-from service.errors import BadParameter, Draining
-from service.event import EventId, check_name
+from service.errors import BadParameter, Draining, NothingToCome
+from service.event import check_name
 from service.hub import Hub
 from service.iterator import OPEN, IteratorOutlet
 from service.logs import LOGGED
+from service.overflow import Overflow
+from service.resume import Resumer
+from service.resumption import Resumption, Start
+from service.routes.cursors import read_start
 from service.routes.origins import Origins
 from service.sockets import HAND_OVER, HANDED_OVER, Sockets
-from service.sse import encode_opening
+from service.sse import encode_opening, encode_retry
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
 
@@ -50,11 +56,13 @@ def stream_routes(opener: StreamOpener, origins: Origins, max_channels: int) -> 
     def stream() -> Response:
         """Open a stream; HEAD only checks the request."""
         selection = _selection(max_channels)
+        start = read_start()
         if request.method == "HEAD":
             answer = Response(headers=STREAM_HEADERS)
             answer.automatically_set_content_length = False  # a stream has none
             return answer
-        return opener.open(selection, {**STREAM_HEADERS, **origins.headers()})
+        headers = {**STREAM_HEADERS, **origins.headers()}
+        return opener.open(StreamRequest(selection, start, _overflow(), headers))
 
     @routes.route("/stream", methods=["OPTIONS"])
     def preflight() -> Response:
@@ -78,8 +86,29 @@ def _selection(max_channels: int) -> Selection:
     return Selection(channels, frozenset(names) or None, visible_pings=ping == "event")
 
 
+def _overflow() -> Overflow:
+    text = request.args.get("overflow", Overflow.CLOSE.value)
+    try:
+        return Overflow(text)
+    except ValueError:
+        known = ", ".join(policy.value for policy in Overflow)
+        raise BadParameter(
+            f"overflow={text[:40]!r} is not known", fix=f"Known are {known}"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """What a client asks for, and the headers of the answer."""
+
+    selection: Selection
+    start: Start | None
+    overflow: Overflow
+    headers: Mapping[str, str]
+
+
 class StreamOpener:
-    """Opens streams: admitted, followed, answered, attached.
+    """Opens streams: admitted, followed, answered, and attached or resumed.
 
     What a stream takes, `ended` gives back; a step that fails gives back what it took itself.
     """
@@ -88,6 +117,7 @@ class StreamOpener:
         self,
         hub: Hub,
         broker: Broker,
+        resumer: Resumer,
         limits: StreamLimits,
         sockets: Sockets | None,
         iterator: Callable[[], IteratorOutlet],
@@ -95,73 +125,98 @@ class StreamOpener:
     ) -> None:
         self._hub = hub
         self._broker = broker
+        self._resumer = resumer
         self._limits = limits
         self._sockets = sockets
         self._iterator = iterator
         self._trusted_proxies = trusted_proxies
 
-    def open(self, selection: Selection, headers: Mapping[str, str]) -> Response:
+    def open(self, wanted: StreamRequest) -> Response:
         """Answer this request with a stream; raises Overloaded when there can be none now."""
         if self._hub.draining:
             raise Draining
         forwarded_for = request.headers.get("X-Forwarded-For", "")
         address = client_address(request.remote_addr or "", forwarded_for, self._trusted_proxies)
+        channels = wanted.selection.channels
         self._limits.admit(address)
         try:
-            past = self._broker.follow(selection.channels)
+            self._broker.follow(channels)
         except BaseException:
             self._limits.release(address)
             raise
         try:
-            if self._hub.draining:
-                raise Draining
-            return self._answer(selection, address, max(past, self._hub.position), headers)
+            resumption = self._prepare(channels, wanted.start)
+            subscriber, response = self._answer(wanted, address, resumption)
         except BaseException:
-            self._broker.unfollow(selection.channels)
+            self._broker.unfollow(channels)
             self._limits.release(address)
             raise
+        # From here on the end of the subscriber gives back what was taken.
+        self._let_in(subscriber, resumption)
+        return response
+
+    def _prepare(self, channels: tuple[str, ...], start: Start | None) -> Resumption | None:
+        start, over = self._resumer.check_ended(channels, start)
+        if over:
+            raise NothingToCome
+        resumption = None if start is None else self._resumer.prepare(channels, start)
+        if self._hub.draining:
+            raise Draining
+        return resumption
 
     def _answer(
-        self, selection: Selection, address: str, position: EventId, headers: Mapping[str, str]
-    ) -> Response:
-        opening = encode_opening(self._hub.jittered_retry(), position)
+        self, wanted: StreamRequest, address: str, resumption: Resumption | None
+    ) -> tuple[Subscriber, Response]:
+        """Send the head and the opening block, over the client's socket if it can be had."""
+        headers = dict(wanted.headers)
+        if resumption is None:
+            opening = encode_opening(self._hub.jittered_retry(), self._hub.position)
+        else:  # a client with a cursor keeps it until the first event that it missed
+            opening = encode_retry(self._hub.jittered_retry())
+            headers["Mercure-Last-Event-ID"] = resumption.answer
         client = request.environ.get(HAND_OVER)
         if client is None or self._sockets is None:
-            return self._iterate(selection, address, position, opening, headers)
+            return self._iterate(wanted, address, opening, headers)
         chunked = request.environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         fd = self._sockets.take_over(client)
         request.environ[HANDED_OVER] = True
-        subscriber = Subscriber(self._sockets, fd, selection, address, chunked=chunked)
+        subscriber = Subscriber(
+            self._sockets,
+            fd,
+            wanted.selection,
+            address,
+            chunked=chunked,
+            overflow=wanted.overflow,
+        )
         try:
             self._sockets.watch(subscriber)
         except OSError:
-            subscriber.end(Ending.CLIENT_LEFT)  # no room in epoll: gives back all that was taken
-            return Response()
+            subscriber.end(Ending.CLIENT_LEFT)  # there is no room in epoll
         subscriber.send(_head(headers, chunked) + (chunk(opening) if chunked else opening))
-        self._attach(subscriber, position)
-        return Response()
+        return subscriber, Response()
 
     def _iterate(
-        self,
-        selection: Selection,
-        address: str,
-        position: EventId,
-        opening: bytes,
-        headers: Mapping[str, str],
-    ) -> Response:
+        self, wanted: StreamRequest, address: str, opening: bytes, headers: Mapping[str, str]
+    ) -> tuple[Subscriber, Response]:
         outlet = self._iterator()
         request.environ[LOGGED] = True
-        subscriber = Subscriber(outlet, OPEN, selection, address, chunked=False)
+        subscriber = Subscriber(
+            outlet, OPEN, wanted.selection, address, chunked=False, overflow=wanted.overflow
+        )
         subscriber.send(opening)
-        self._attach(subscriber, position)
         response = Response(outlet.pieces(subscriber), headers=dict(headers))
         # A server that never starts the iterator still closes the response.
         response.call_on_close(lambda: subscriber.end(Ending.CLIENT_LEFT))
-        return response
+        return subscriber, response
 
-    def _attach(self, subscriber: Subscriber, position: EventId) -> None:
-        if subscriber.fd != GONE:
-            self._hub.attach(subscriber, position)
+    def _let_in(self, subscriber: Subscriber, resumption: Resumption | None) -> None:
+        if resumption is None:
+            if subscriber.fd != GONE:
+                self._hub.attach(subscriber, self._hub.position)
+        elif HANDED_OVER in request.environ:
+            self._resumer.resume(subscriber, resumption)
+        else:  # the iterator must run meanwhile
+            gevent.spawn(self._resumer.resume, subscriber, resumption)
 
 
 def _head(headers: Mapping[str, str], chunked: bool) -> bytes:

@@ -1,0 +1,114 @@
+"""The newest stored events of followed channels, in memory: what most clients have missed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+
+from service.event import EventId
+from service.frame import END, Frame
+
+EVENTS_PER_CHANNEL = 256
+"""A client that was away for longer is served from Redis."""
+
+BYTES_IN_ALL = 67_108_864
+"""Memory of a worker for all channels; the channels that were quiet longest give way."""
+
+
+class _Channel:
+    """All stored events of a channel with ids above `since`, and whether it is finished."""
+
+    __slots__ = ("ended", "frames", "since", "size")
+
+    def __init__(self, since: EventId) -> None:
+        self.since = since
+        self.frames: deque[Frame] = deque()
+        self.size = 0
+        self.ended = False
+
+
+class RecentEvents:
+    """What this worker has delivered lately, for each followed channel. Nothing here yields.
+
+    `version` is another one after each change.
+    """
+
+    def __init__(self, at_most_bytes: int = BYTES_IN_ALL) -> None:
+        self._at_most_bytes = at_most_bytes
+        self._channels: OrderedDict[str, _Channel] = OrderedDict()
+        self._size = 0
+        self.version = 0
+
+    def begin(self, channel: str, since: EventId) -> None:
+        """From now on `add` gets every stored event of `channel` above `since`."""
+        self.forget(channel)
+        self.version += 1
+        self._channels[channel] = _Channel(since)
+
+    def forget(self, channel: str) -> None:
+        """The channel is followed no more."""
+        known = self._channels.pop(channel, None)
+        if known is not None:
+            self._size -= known.size
+
+    def add(self, channel: str, frame: Frame) -> None:
+        """Keep a stored event; those of one channel come in the order of their ids."""
+        known = self._channels.get(channel)
+        if known is None or frame.id is None:
+            return
+        self.version += 1
+        known.frames.append(frame)
+        known.ended = frame.name == END
+        known.size += len(frame.data)
+        self._size += len(frame.data)
+        self._channels.move_to_end(channel)
+        if len(known.frames) > EVENTS_PER_CHANNEL:
+            self._drop_oldest(known)
+        if self._size > self._at_most_bytes:
+            self._make_room()
+
+    def _drop_oldest(self, known: _Channel) -> None:
+        oldest = known.frames.popleft()
+        assert oldest.id is not None
+        known.since = oldest.id
+        known.size -= len(oldest.data)
+        self._size -= len(oldest.data)
+
+    def _make_room(self) -> None:
+        for known in self._channels.values():
+            while known.frames and self._size > self._at_most_bytes:
+                self._drop_oldest(known)
+
+    def set_ended(self, channel: str, ended: bool) -> None:
+        """Note whether the channel is finished, where no event has told."""
+        if (known := self._channels.get(channel)) is not None:
+            known.ended = ended
+
+    def all_ended(self, channels: Iterable[str]) -> bool:
+        """Whether all of `channels` are followed and finished."""
+        known = [self._channels.get(channel) for channel in channels]
+        return all(one is not None and one.ended for one in known)
+
+    def after(self, channels: Iterable[str], cursor: EventId) -> list[Frame] | None:
+        """The events of all `channels` with ids above `cursor`, in the order of ids, each once.
+
+        None when they aren't all here.
+        """
+        found: dict[EventId, Frame] = {}
+        for channel in channels:
+            newer = self._after(channel, cursor)
+            if newer is None:
+                return None
+            found.update(newer)
+        return [found[event_id] for event_id in sorted(found)]
+
+    def _after(self, channel: str, cursor: EventId) -> list[tuple[EventId, Frame]] | None:
+        known = self._channels.get(channel)
+        if known is None or cursor < known.since:
+            return None
+        newer: list[tuple[EventId, Frame]] = []
+        for frame in reversed(known.frames):
+            if frame.id is None or frame.id <= cursor:
+                break
+            newer.append((frame.id, frame))
+        return newer

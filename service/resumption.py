@@ -1,0 +1,96 @@
+"""How far a stream has been brought from its client's cursor to the present."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from service.batch import Batch, joined
+from service.event import FIRST_ID, EventId
+from service.frame import Frame
+from service.reset import Loss, reset_frame
+from service.view import Selection
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a stream begins: after `cursor`, or with the `last` events.
+
+    Without `proving`, what is kept is all that is asked for. `unknown` is a cursor that is none.
+    """
+
+    cursor: EventId = FIRST_ID
+    last: int = 0
+    proving: bool = True
+    unknown: bool = False
+
+
+@dataclass(slots=True)
+class Step:
+    """A part of a replay: the events above a cursor, up to and including `until`."""
+
+    frames: list[Frame]
+    until: EventId
+    lost: Mapping[str, Loss] = field(default_factory=dict)
+    oldest: EventId | None = None
+    size: int = 0
+    partial: bool = False
+    _batches: dict[frozenset[str] | None, list[Batch]] = field(default_factory=dict)
+
+    def extend(self, frames: Iterable[Frame]) -> None:
+        """Add events in order; one that is in several channels counts once."""
+        for frame in frames:
+            if not self.frames or self.frames[-1].id != frame.id:
+                self.frames.append(frame)
+                self.size += len(frame.data)
+
+    def batches(self, selection: Selection) -> list[Batch]:
+        """The selected events, joined; made once for each set of event names."""
+        if selection.names not in self._batches:
+            selected = filter(selection.selects, self.frames)
+            self._batches[selection.names] = list(joined(selected))
+        return self._batches[selection.names]
+
+
+@dataclass(slots=True)
+class Resumption:
+    """How far a stream has been resumed: `cursor` is the id up to which it has everything.
+
+    `answer` is what the Mercure-Last-Event-ID header says: the client's cursor if, as far as is
+    known, nothing is missing after it, else `earliest`.
+    """
+
+    channels: tuple[str, ...]
+    cursor: EventId
+    lost: Mapping[str, Loss]
+    last: int
+    proving: bool
+    oldest: EventId | None = None
+    events: int = 0
+    size: int = 0
+    step: Step | None = None
+    answer: str = "earliest"
+
+    def key(self) -> object:
+        """What the next step depends on."""
+        return (self.channels, self.cursor, frozenset(self.lost), self.last, self.proving)
+
+    def take(self, selection: Selection) -> list[Batch]:
+        """The selected events of the step that was read last, once."""
+        step, self.step = self.step, None
+        return [] if step is None else step.batches(selection)
+
+    def give_up(self, position: EventId) -> None:
+        """Replay no more: it is too much for one stream."""
+        self.cursor, self.proving = position, True
+        self.lost = dict.fromkeys(self.channels, Loss.LIMIT)
+        self.events = self.size = 0
+
+    def resets(self) -> list[Frame]:
+        """One `$reset` for each reason why events may be missing."""
+        frames = []
+        for loss in Loss:
+            channels = sorted(channel for channel, reason in self.lost.items() if reason is loss)
+            if channels:
+                frames.append(reset_frame(self.cursor, channels, loss, self.oldest))
+        return frames

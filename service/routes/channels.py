@@ -1,0 +1,118 @@
+"""What happens to a channel as a whole: read its history, finish it, forget it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from service.channels import check_channel
+from service.errors import BadParameter, ChannelEnded
+from service.event import FIRST_ID, EventId, ServiceEvent
+from service.frame import END, Frame
+from service.publication import Publication, Receipt
+from service.redis_store import RedisStore
+from service.routes.origins import Origins
+from service.sse import Parser
+
+MAX_PAGE_EVENTS = 1000
+PAGE_EVENTS = 100
+
+MAX_REASON_LETTERS = 128
+"""Longest reason of an end."""
+
+Publish = Callable[[list[Publication]], list[Receipt]]
+
+
+def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blueprint:
+    """The routes of a channel as a whole."""
+    routes = Blueprint("channels", __name__)
+
+    @routes.before_request
+    def check_origin() -> None:
+        origins.check_change()
+
+    @routes.after_request
+    def allow_origin(response: Response) -> Response:
+        return origins.allow(response)
+
+    @routes.get("/channels/<channel>/events", provide_automatic_options=False)
+    def events(channel: str) -> Response:
+        """A page of the channel's history, oldest first."""
+        return _json(_history(store, check_channel(channel)))
+
+    @routes.post("/channels/<channel>/end", provide_automatic_options=False)
+    def end(channel: str) -> Response:
+        """Finish the channel: its streams end, and it takes no more events."""
+        last = _last_event(check_channel(channel))
+        try:
+            (receipt,) = publish([last])
+        except ChannelEnded:
+            (tail,) = store.tails([channel])
+            receipt = Receipt(tail.ended or FIRST_ID, replayed=True)
+        return _json({"id": str(receipt.id), "channel": channel, "replayed": receipt.replayed})
+
+    @routes.delete("/channels/<channel>", provide_automatic_options=False)
+    def forget(channel: str) -> Response:
+        """Forget the channel's history and that it is finished."""
+        store.forget(check_channel(channel))
+        return Response(status=204)
+
+    @routes.route("/channels/<channel>/end", methods=["OPTIONS"])
+    @routes.route("/channels/<channel>/events", methods=["OPTIONS"])
+    def preflight(channel: str) -> Response:
+        """Answer a page's preflight."""
+        return origins.preflight(_methods(request.path))
+
+    return routes
+
+
+def _methods(path: str) -> str:
+    return "OPTIONS, POST" if path.endswith("/end") else "GET, HEAD, OPTIONS"
+
+
+def _history(store: RedisStore, channel: str) -> dict[str, Any]:
+    limit = _limit()
+    (entries,) = store.entries([(channel, _after())], limit)
+    now = time.time_ns() // 1_000_000
+    kept = [one.frame for one in entries if one.deadline is None or one.deadline > now]
+    last = str(entries[-1].frame.id) if len(entries) == limit else None
+    return {"channel": channel, "events": list(map(_readable, kept)), "next": last}
+
+
+def _last_event(channel: str) -> Publication:
+    reason = request.args.get("reason", "finished")
+    if not reason.isprintable() or len(reason) > MAX_REASON_LETTERS:
+        fix = f"Use up to {MAX_REASON_LETTERS} printable letters"
+        raise BadParameter("the reason can't be used", fix=fix)
+    data = json.dumps({"channel": channel, "reason": reason})
+    return Publication(ServiceEvent(data, END), (channel,), ends=True)
+
+
+def _after() -> EventId:
+    text = request.args.get("after")
+    try:
+        return FIRST_ID if text is None else EventId.parse(text)
+    except ValueError as error:
+        raise BadParameter(str(error), fix="Use the id of an event") from None
+
+
+def _limit() -> int:
+    text = request.args.get("limit", str(PAGE_EVENTS))
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_PAGE_EVENTS:
+        raise BadParameter(f"limit={text[:40]!r}", fix=f"Use 1 to {MAX_PAGE_EVENTS}")
+    return int(text)
+
+
+def _readable(frame: Frame) -> dict[str, Any]:
+    (message,) = Parser().feed(frame.data)
+    return {"id": message.id, "event": message.event, "data": message.data}
+
+
+def _json(body: Any) -> Response:
+    headers = {"Cache-Control": "no-store"}
+    return Response(json.dumps(body) + "\n", 200, headers, content_type="application/json")

@@ -1,0 +1,473 @@
+"""From a client's cursor to the live stream: nothing lost, nothing twice, or `$reset`."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import gevent
+import pytest
+
+import service.recent
+import service.replay
+import service.resume
+from service.broker import Broker
+from service.errors import NotFollowing, OutcomeUnknown, RedisDown
+from service.event import EventId
+from service.redis_store import RedisStore
+from service.replay import Replay
+from tests.applications import Application, Make, Stream, making
+from tests.live_server import until
+from tests.sse_client import ParsedEvent
+from tests.valkey import Valkey
+
+
+@pytest.fixture
+def make(valkey: Valkey) -> Iterator[Make]:
+    """Make applications on the shared Valkey."""
+    with making(valkey.url) as one:
+        yield one
+
+
+@pytest.fixture
+def app(make: Make) -> Application:
+    """An application with the default settings."""
+    return make()
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds four events of a channel, pages three, a step a few: all has many parts."""
+    monkeypatch.setattr(service.recent, "EVENTS_PER_CHANNEL", 4)
+    monkeypatch.setattr(service.replay, "PAGE_EVENTS", 3)
+    monkeypatch.setattr(service.resume, "STEP_EVENTS", 5)
+
+
+def publish(app: Application, channel: str, count: int, first: int = 0) -> list[str]:
+    """Publish numbers in one request."""
+    items = [{"channel": channel, "data": str(number)} for number in range(first, first + count)]
+    return [receipt["id"] for receipt in app.client.post("/publish", json=items).get_json()]
+
+
+def resume(app: Application, cursor: str, query: str = "channel=a") -> Stream:
+    """A stream that comes back with a cursor."""
+    return app.stream(query, **{"Last-Event-ID": cursor})
+
+
+def read_until(stream: Stream, data: str) -> list[ParsedEvent]:
+    """All events up to the one with this data."""
+    events: list[ParsedEvent] = []
+    while not events or events[-1].data != data:
+        events += stream.read()
+    return events
+
+
+def check_reset(event: ParsedEvent, reason: str, *channels: str) -> dict[str, object]:
+    """The event is a `$reset` for this reason and these channels."""
+    assert event.type == "$reset", event
+    told = json.loads(event.data)
+    assert (told["reason"], told["channels"]) == (reason, list(channels))
+    assert isinstance(told, dict)
+    return told
+
+
+# -------------------------------------------------------------------------------- from a cursor
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_stream_goes_on_after_its_cursor(app: Application, followed: bool) -> None:
+    """What came after the cursor comes at once, then what is live, from memory when the worker
+    follows the channel, else from Redis; the opening block leaves the cursor alone.
+    """
+    if followed:
+        other = app.stream("channel=a")
+        other.read()
+        other.close()
+    ids = publish(app, "a", 10)
+    stream = resume(app, ids[3])
+    app.publish("a", "live")
+    events = read_until(stream, "live")
+    assert [event.data for event in events] == ["4", "5", "6", "7", "8", "9", "live"]
+    assert [event.last_event_id for event in events[:-1]] == ids[4:]
+    assert stream.data.startswith(b"retry: ")
+    assert b"\nid: " not in stream.data.split(b"\n\n")[0]
+    stream.close()
+
+
+@pytest.mark.parametrize("place", [0, 5, 57, 98, 99])
+def test_every_cursor_in_small_steps(make: Make, small_steps: None, place: int) -> None:
+    """However many steps and pages a replay takes, it joins the live stream without a seam."""
+    app = make()
+    keeper = app.stream("channel=b")
+    keeper.read()
+    ids = [app.publish("ab"[number % 2], str(number)) for number in range(100)]
+    stream = resume(app, ids[place], "channel=b&channel=a")
+    app.publish("a", "live")
+    events = read_until(stream, "live")
+    assert [event.data for event in events[:-1]] == [str(n) for n in range(place + 1, 100)]
+    stream.close()
+    keeper.close()
+
+
+def test_resuming_during_a_flood(make: Make, small_steps: None) -> None:
+    """Streams that come back with any cursor while events are published get each exactly once."""
+    app = make()
+    ids = publish(app, "a", 50)
+
+    def publish_all() -> None:
+        for number in range(50, 250, 2):
+            publish(app, "a", 2, first=number)
+            gevent.sleep(0.002)
+
+    flood = gevent.spawn(publish_all)
+    chance = random.Random(4)
+
+    def come_back() -> None:
+        place = chance.randrange(50)
+        stream = resume(app, ids[place], "channel=a&channel=silent")
+        events = read_until(stream, "last")
+        assert [one.data for one in events[:-1]] == [str(n) for n in range(place + 1, 250)]
+        stream.close()
+
+    streams = []
+    for _ in range(20):
+        streams.append(gevent.spawn(come_back))
+        gevent.sleep(0.01)
+    flood.get()
+    app.publish("a", "last")
+    gevent.joinall(streams, raise_error=True)
+
+
+def test_an_event_of_several_channels_comes_once(make: Make, small_steps: None) -> None:
+    """A stream of several channels gets an event of several of them once, replayed or live."""
+    app = make()
+    cursor = app.publish("a", "before")
+    item = {"channels": ["a", "b", "c"], "data": "x"}
+    ids = [app.client.post("/publish", json=item).get_json()["id"] for _ in range(12)]
+    stream = resume(app, cursor, "channel=a&channel=b")
+    ids.append(app.client.post("/publish", json={**item, "data": "last"}).get_json()["id"])
+    assert [event.last_event_id for event in read_until(stream, "last")] == ids
+    stream.close()
+
+
+def test_filters_hold_in_a_replay(app: Application) -> None:
+    """A replay has only the names that the stream wants, and the cursor still moves on."""
+    cursor = app.publish("a", "0")
+    app.publish("a", "1", "?event=x")
+    app.publish("a", "2", "?event=y")
+    app.publish("a", "3", "?event=x")
+    stream = resume(app, cursor, "channel=a&event=x")
+    other = resume(app, cursor, "channel=a&event=y")
+    assert [event.data for event in read_until(stream, "3")] == ["1", "3"]
+    assert [event.data for event in read_until(other, "2")] == ["2"]
+    stream.close()
+    other.close()
+
+
+def test_a_cursor_of_another_worker(make: Make) -> None:
+    """A cursor from a worker that is ahead of this one is waited for, and isn't unknown."""
+    first, second = make(), make()
+    keeper = second.stream("channel=quiet")
+    keeper.read()
+    cursor = first.publish("a", "x")
+    assert str(second.service.hub.position) < cursor
+    stream = resume(second, cursor, "channel=quiet")
+    second.publish("quiet", "y")
+    assert [event.data for event in read_until(stream, "y")] == ["y"]
+    keeper.close()
+    stream.close()
+
+
+def test_live_only_events_are_not_replayed(app: Application) -> None:
+    """What isn't stored comes to those who are there; nobody is told of a loss."""
+    cursor = app.publish("a", "0")
+    app.publish("a", "live", "?history=0")
+    app.publish("a", "1")
+    stream = resume(app, cursor)
+    assert [event.data for event in read_until(stream, "1")] == ["1"]
+    stream.close()
+
+
+# -------------------------------------------------------------------------------- other beginnings
+
+
+def test_all_that_is_kept(app: Application) -> None:
+    """`earliest` replays the whole history, in order over the channels, and joins the stream."""
+    ids = [app.publish("ab"[number % 2], str(number)) for number in range(10)]
+    stream = app.stream("channel=a&channel=b&last_event_id=earliest")
+    assert [event.last_event_id for event in read_until(stream, "9")] == ids
+    app.publish("a", "live")
+    assert [event.data for event in read_until(stream, "live")] == ["live"]
+    stream.close()
+
+
+def test_the_last_events(app: Application) -> None:
+    """`last=N` replays the newest N over all channels, oldest first."""
+    for number in range(10):
+        app.publish("ab"[number % 2], str(number))
+    stream = app.stream("channel=a&channel=b&last=3")
+    assert [event.data for event in read_until(stream, "9")] == ["7", "8", "9"]
+    stream.close()
+    stream = app.stream("channel=a&last=100")
+    assert [event.data for event in read_until(stream, "8")] == ["0", "2", "4", "6", "8"]
+    app.publish("a", "live")
+    assert [event.data for event in read_until(stream, "live")] == ["live"]
+    stream.close()
+
+
+def test_since_a_moment(app: Application) -> None:
+    """`since` replays what came after a moment; in a quiet service that is nothing, and no loss."""
+    app.publish("a", "old")
+    gevent.sleep(0.05)
+    moment = time.time()
+    gevent.sleep(0.05)
+    app.publish("a", "new")
+    stream = app.stream(f"channel=a&since={moment:.3f}")
+    assert [event.data for event in read_until(stream, "new")] == ["new"]
+    stream.close()
+    gevent.sleep(1.1)
+    for query in ("since=0s", "since=1s", f"since={time.time() + 100:.0f}"):
+        stream = app.stream(f"channel=a&{query}")
+        app.publish("b", "x")
+        live = f"live {query}"
+        app.publish("a", live)
+        assert [event.type for event in read_until(stream, live)] == ["message"]
+        stream.close()
+        gevent.sleep(1.1)
+
+
+# -------------------------------------------------------------------------------------- $reset
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "99999999999999-0"])
+def test_an_unknown_cursor(app: Application, cursor: str) -> None:
+    """A cursor that nobody gave out is answered by `$reset` with the position, then live."""
+    last = app.publish("a", "x")
+    stream = resume(app, cursor)
+    (event,) = stream.events(1)
+    assert check_reset(event, "unknown", "a")["oldest"] is None
+    assert event.last_event_id == last
+    app.publish("a", "live")
+    assert [one.data for one in read_until(stream, "live")] == ["live"]
+    stream.close()
+
+
+def test_a_reset_does_not_repeat(app: Application) -> None:
+    """Who comes back with the id of a `$reset` is not told again."""
+    app.publish("a", "x")
+    stream = resume(app, "1-1")
+    (event,) = stream.events(1)
+    check_reset(event, "lost", "a")
+    stream.close()
+    stream = resume(app, event.last_event_id)
+    app.publish("a", "live")
+    assert [one.type for one in read_until(stream, "live")] == ["message"]
+    stream.close()
+
+
+def test_a_reset_passes_every_filter(app: Application) -> None:
+    """Also a stream that wants one name only is told."""
+    stream = resume(app, "1-1", "channel=a&event=x")
+    check_reset(stream.events(1)[0], "lost", "a")
+    stream.close()
+
+
+def test_only_the_channel_that_lost_is_named(app: Application, valkey: Valkey) -> None:
+    """The complete channels are replayed first, then `$reset` names the others, then live."""
+    ids = publish(app, "a", 10)
+    app.publish("b", "kept")
+    valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 3)
+    stream = resume(app, ids[1], "channel=a&channel=b")
+    events = stream.events(2)
+    assert events[0].data == "kept"
+    assert check_reset(events[1], "trimmed", "a")["oldest"] == ids[7]
+    app.publish("a", "live")
+    assert [one.data for one in read_until(stream, "live")] == ["live"]
+    stream.close()
+
+
+def test_an_expired_history(app: Application, valkey: Valkey) -> None:
+    """When the history is gone but its tail tells of newer events, the stream says so."""
+    ids = publish(app, "a", 3)
+    valkey.cli("DEL", "pushline:s:a")
+    stream = resume(app, ids[0])
+    check_reset(stream.events(1)[0], "expired", "a")
+    stream.close()
+    stream = resume(app, ids[2])
+    app.publish("a", "live")
+    assert [one.data for one in read_until(stream, "live")] == ["live"]
+    stream.close()
+
+
+@pytest.mark.parametrize("limits", [{"replay_events": 20}, {"replay_bytes": 1024}])
+def test_a_replay_has_limits(make: Make, small_steps: None, limits: dict[str, int]) -> None:
+    """A client that missed too much gets a part, `$reset`, and goes on with what is live."""
+    app = make(**limits)
+    ids = publish(app, "a", 300)
+    for query in ("", "&last_event_id=earliest"):
+        headers = {} if query else {"Last-Event-ID": ids[0]}
+        stream = app.stream("channel=a" + query, **headers)
+        events: list[ParsedEvent] = []
+        while not events or events[-1].type != "$reset":
+            events += stream.read()
+        data = [int(event.data) for event in events[:-1]]
+        assert data == list(range(data[0], data[0] + len(data)))
+        assert 20 <= len(data) < 60
+        check_reset(events[-1], "limit", "a")
+        assert events[-1].last_event_id == ids[-1]
+        app.publish("a", "live" + query)
+        assert [one.data for one in read_until(stream, "live" + query)] == ["live" + query]
+        ids.append(stream.parser.last_event_id)
+        stream.close()
+
+
+def test_an_emptied_redis(app: Application, valkey: Valkey) -> None:
+    """After FLUSHALL open streams get one `$reset`, and so does each that comes back."""
+    stream = app.stream("channel=a")
+    stream.read()
+    cursor = app.publish("a", "x")
+    stream.events(1)
+    valkey.cli("FLUSHALL")
+    app.publish("a", "y")
+    events: list[ParsedEvent] = []
+    while not events or events[-1].type != "$reset":
+        events += stream.events(1)
+    check_reset(events[-1], "lost", "a")
+    stream.close()
+    until(lambda: app.service.broker.ready, 5, "it is connected again")
+    again = resume(app, cursor)
+    check_reset(again.events(1)[0], "lost", "a")
+    again.close()
+
+
+# ------------------------------------------------------------------------------ storms and failures
+
+
+def calls(valkey: Valkey) -> dict[str, int]:
+    """How often each command was run since the statistics were reset."""
+    stats = valkey.cli("INFO", "commandstats").decode()
+    return {name: int(count) for name, count in re.findall(r"cmdstat_(\w+):calls=(\d+)", stats)}
+
+
+def test_a_storm_is_served_from_memory(app: Application, valkey: Valkey) -> None:
+    """Many clients that come back to a worker that follows their channel cost Redis nothing."""
+    keeper = app.stream("channel=a")
+    keeper.read()
+    ids = publish(app, "a", 100)
+    until(lambda: str(app.service.hub.position) == ids[-1], 3, "all has been delivered")
+    valkey.cli("CONFIG", "RESETSTAT")
+    for number in range(300):
+        stream = resume(app, ids[number % 99])
+        assert stream.events(99 - number % 99)[-1].data == "99"
+        stream.close()
+    assert not calls(valkey).keys() & {"xrange", "hmget", "evalsha"}
+    keeper.close()
+
+
+def test_a_storm_shares_its_reads(make: Make, small_steps: None, valkey: Valkey) -> None:
+    """Many clients with the same cursor share each read that memory can't answer."""
+    app = make()
+    ids = publish(app, "a", 60)
+    valkey.cli("CONFIG", "RESETSTAT")
+
+    def come_back() -> None:
+        stream = resume(app, ids[0])
+        assert [event.data for event in read_until(stream, "59")] == [str(n) for n in range(1, 60)]
+        stream.close()
+
+    gevent.joinall([gevent.spawn(come_back) for _ in range(100)], raise_error=True)
+    assert calls(valkey)["xrange"] <= 30
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    """Something that fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_when_redis_fails_before_the_head(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay that can't begin is refused softly: the client comes back with its cursor."""
+    cursor, _ = publish(app, "a", 2)
+    monkeypatch.setattr(RedisStore, "entries", failing(OutcomeUnknown()))
+    response = app.client.get(
+        "/stream?channel=a", headers={"Accept": "text/event-stream", "Last-Event-ID": cursor}
+    )
+    assert response.status_code == 200
+    assert re.fullmatch(rb"retry: \d+\n\n", response.data)
+    assert app.service.limits._total == 0
+    assert [one.streams for _, one in app.service.broker._following.items()] == [0]
+
+
+def test_when_redis_fails_in_the_middle(
+    make: Make, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay that breaks off ends the stream cleanly after what it has; coming back with the
+    last id goes on there.
+    """
+    app = make()
+    ids = publish(app, "a", 60)
+    pages = Replay.pages
+    reads = [0]
+
+    def fail_later(self: Replay) -> object:
+        reads[0] += 1
+        if reads[0] == 3:
+            raise RedisDown
+        return pages(self)
+
+    monkeypatch.setattr(Replay, "pages", fail_later)
+    stream = resume(app, ids[0])
+    stream.read_to_end()
+    last = stream.parser.last_event_id
+    assert last in ids
+    assert ids.index(last) > 5
+    assert app.service.hub.streams == app.service.limits._total == 0
+    gevent.sleep(service.resume.SHARED_SECONDS)
+    stream = resume(app, last)
+    assert read_until(stream, "59")[0].last_event_id == ids[ids.index(last) + 1]
+    stream.close()
+
+
+def test_a_cursor_that_cannot_be_waited_for(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nobody can tell whether a cursor is known, the stream is refused, not reset."""
+    app.publish("a", "x")
+    monkeypatch.setattr(Broker, "sync", failing(NotFollowing()))
+    ahead = EventId(time.time_ns() // 1_000_000 + 10_000, 0)
+    response = app.client.get("/stream?channel=a", headers={"Last-Event-ID": str(ahead)})
+    assert response.status_code == 503
+    assert app.service.limits._total == 0
+
+
+def test_a_client_that_leaves_in_the_middle(make: Make, small_steps: None) -> None:
+    """A replay whose client has left stops and gives everything back."""
+    app = make()
+    ids = publish(app, "a", 300)
+    stream = resume(app, ids[0])
+    stream.read()
+    stream.read()
+    stream.close()
+    until(lambda: app.service.limits._total == 0, 2, "the stream is given back")
+    assert app.service.hub.streams == 0
+
+
+def test_a_drain_ends_a_stream_that_resumes(make: Make, small_steps: None) -> None:
+    """A stream whose replay is done when the worker drains ends cleanly with its `retry:`."""
+    app = make()
+    ids = publish(app, "a", 60)
+    stream = resume(app, ids[0])
+    stream.read()
+    app.service.drain(0)
+    stream.read_to_end()
+    assert stream.parser.last_event_id in ids
+    assert stream.data.count(b"retry:") == 2
+    assert app.service.limits._total == 0
