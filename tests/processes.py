@@ -14,6 +14,12 @@ def rss_kib(pid: int) -> int:
     raise LookupError(f"process {pid} has no VmRSS")
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time spent so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def open_files(pid: int) -> int:
     """How many file descriptors are open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
