@@ -55,14 +55,16 @@ class Service:
             retry_milliseconds=settings.retry_milliseconds,
             recent=recent,
         )
-        self.store = RedisStore(
+        make_store = functools.partial(
+            RedisStore,
             settings.redis_url,
             names,
             rules,
-            connections=settings.redis_pool,
             idempotency_seconds=settings.idempotency_seconds,
             tls_verify=settings.redis_tls_verify,
         )
+        self.store = make_store(connections=settings.redis_pool)
+        self.follower_store = make_store(connections=1)
         connect = functools.partial(
             RedisLink,
             RedisAddress.parse(settings.redis_url),
@@ -75,6 +77,7 @@ class Service:
             recent,
             rules.tail_seconds,
             Receiver(self.hub.deliver, self.hub.advance, self.hub.reset),
+            self.follower_store,
         )
         self.resumer = Resumer(
             self.hub,
@@ -145,6 +148,7 @@ class Service:
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.store.close()
+        self.follower_store.close()
 
 
 def create_app(settings: Settings | None = None) -> Flask:

@@ -44,12 +44,16 @@ class Broker:
         recent: RecentEvents,
         tail_seconds: Callable[[str], int],
         receiver: Receiver,
+        follower_store: RedisStore | None = None,
     ) -> None:
+        """With a `follower_store` of its own the follower never waits for publishers."""
         self._store = store
         self._receiver = receiver
         self._connect = connect
         self._following = Following()
-        self._follower = Follower(store, self._following, recent, tail_seconds, receiver)
+        self._follower = Follower(
+            follower_store or store, self._following, recent, tail_seconds, receiver
+        )
         self._link: RedisLink | None = None
         self._sync_turn = threading.Lock()
         self._syncs_begun = self._syncs_done = 0

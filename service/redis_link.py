@@ -113,11 +113,16 @@ class RedisLink:
     def _command_each(self, command: str, channels: Iterable[str]) -> None:
         wanted = [self._names.pubsub(channel) for channel in channels]
         for start in range(0, len(wanted), SUBSCRIBE_BATCH):
-            self._send((command, *wanted[start : start + SUBSCRIBE_BATCH]))
+            part: tuple[Any, ...] = (command, *wanted[start : start + SUBSCRIBE_BATCH])
+            self._unsent.append(hiredis.pack_command(part))
+        self._flush()
 
     def _send(self, command: tuple[Any, ...]) -> None:
-        # Queued before the lock is waited for: commands leave in the order they were given in.
         self._unsent.append(hiredis.pack_command(command))
+        self._flush()
+
+    def _flush(self) -> None:
+        # Queued before the lock is waited for: commands leave in the order they were given in.
         with self._writing:
             data, self._unsent = b"".join(self._unsent), []
             try:

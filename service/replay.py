@@ -111,7 +111,7 @@ class Replay:
             loss = chain.extend(entries, self.tails[chain.channel], self._proving)
             if loss is not None:
                 self.lost[chain.channel] = loss
-                self.oldest = entries[0].frame.id if entries else None
+                self.oldest = self.oldest or (entries[0].frame.id if entries else None)
 
 
 def _merged(chains: list[_Chain]) -> list[tuple[str, Frame]]:

@@ -72,7 +72,7 @@ class Settings:
         "REDIS_TLS_VERIFY", True, switch(), "0 accepts any certificate of a rediss:// server"
     )
     redis_pool: int = _setting(
-        "REDIS_POOL", 4, whole(1, 1000), "command connections to Redis of each worker"
+        "REDIS_POOL", 3, whole(1, 1000), "command connections to Redis of each worker"
     )
     channel_prefix: str = _setting(
         "CHANNEL_PREFIX",

@@ -328,9 +328,10 @@ class _Process:
             for client in self.random.sample(open_ones, min(command["abort"], len(open_ones))):
                 self.close(client, "aborted", reset=True)
         if "ids" in command:
-            with Path(command["ids"]).open("wb") as file:
-                for client in self.clients:
-                    client.ids.tofile(file)
+            if command["ids"]:
+                with Path(command["ids"]).open("wb") as file:
+                    for client in self.clients:
+                        client.ids.tofile(file)
             return [(len(client.ids), client.first, client.channels) for client in self.clients]
         if "history" in command:
             return [vars(one) for one in self.clients[command["history"]].connections]
@@ -412,6 +413,13 @@ class Resuming:
         """The connections of one client."""
         connections: list[dict[str, Any]] = self._ask(history=number)
         return connections
+
+    def counts(self) -> list[tuple[int, Received]]:
+        """How many ids every client got, and the client, without them."""
+        return [
+            (count, Received(number, packed(first) if first else 0, tuple(channels), array("Q")))
+            for number, (count, first, channels) in enumerate(self._ask(ids=""))
+        ]
 
     def received(self, scratch: Path) -> list[Received]:
         """What every client got; `scratch` is a file for the ids."""

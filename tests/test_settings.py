@@ -30,7 +30,7 @@ def test_defaults() -> None:
     assert (settings.max_connections_per_ip, settings.max_channels_per_stream) == (100, 64)
     assert (settings.max_event_bytes, settings.outbox_bytes) == (262_144, 262_144)
     assert (settings.send_timeout_seconds, settings.drain_seconds) == (10, 10)
-    assert (settings.redis_pool, settings.redis_tls_verify) == (4, True)
+    assert (settings.redis_pool, settings.redis_tls_verify) == (3, True)
     assert (settings.publish_open, settings.embedded, settings.local) == (False, False, False)
     assert (settings.cors_origins, settings.trusted_proxies) == ((), ())
     assert settings.max_connections == streams_that_fit()

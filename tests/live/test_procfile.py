@@ -33,7 +33,7 @@ SMALLEST_PLAN_CONNECTIONS = 20
 """What Heroku's smallest Redis plan allows in all."""
 
 WORKERS = 2
-REDIS_POOL = 4
+REDIS_POOL = 3
 
 
 class Procfile:
@@ -164,8 +164,8 @@ def connections(valkey: Valkey) -> int:
 
 
 def test_connections_to_redis(own_valkey: Valkey) -> None:
-    """Two workers take at most 2 x (1 + REDIS_POOL), so 20 are enough while they are replaced."""
-    most_each = WORKERS * (1 + REDIS_POOL)
+    """Two workers take at most 2 x (2 + REDIS_POOL), so 20 are enough while they are replaced."""
+    most_each = WORKERS * (2 + REDIS_POOL)
     assert 2 * most_each <= SMALLEST_PLAN_CONNECTIONS
     with LiveService(
         own_valkey.url, WEB_CONCURRENCY=WORKERS, MAX_CONNECTIONS_PER_IP=0, DRAIN_SECONDS=1

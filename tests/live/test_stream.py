@@ -233,7 +233,8 @@ def test_new_channels_leave_the_service_ready(live: LiveService, channel: str) -
         for n in range(100):
             with RawConnection(live.port) as opening:
                 opening.send(request_bytes("GET", f"/stream?channel={channel}-{n}"))
-                assert connection.ask(request_bytes("GET", "/readyz")).json()["ready"]
+                answer = connection.ask(request_bytes("GET", "/readyz")).json()
+                assert answer["ready"], answer
 
 
 # -------------------------------------------------------------------------------------- selection
