@@ -112,11 +112,15 @@ class Broker:
         Calls at the same time share the work. Raises NotFollowing when it takes too long.
         """
         wanted = self._syncs_begun + 1
-        with self._sync_turn:
+        if not self._sync_turn.acquire(timeout=FOLLOW_SECONDS):
+            raise NotFollowing
+        try:
             if self._syncs_done < wanted:
                 self._syncs_begun += 1
                 self._await_mark()
                 self._syncs_done = self._syncs_begun
+        finally:
+            self._sync_turn.release()
 
     def _await_mark(self) -> None:
         token = secrets.token_hex(8)

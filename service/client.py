@@ -150,6 +150,7 @@ class MessageSubscriber:
         self._backoff = Backoff()
         self._waiting: deque[tuple[Message, EventId]] = deque()
         self._position = self._yielded = EventId.parse(position) if position else FIRST_ID
+        self._delivered = self._position
         self._closed = threading.Event()
         self._recent = RecentEvents(at_most_bytes=0)
         self._following = Following()
@@ -235,9 +236,12 @@ class MessageSubscriber:
             if frame.prev is not None:
                 self._recent.add(channel, frame)
             if frame.id is not None:
-                if frame.id <= self._position:
-                    continue  # an event of several channels comes once for each of them
-                self._position = frame.id
+                if frame.id <= self._delivered:
+                    if frame.prev is not None and frame.id < self._delivered:
+                        self._reset([channel], Loss.LOST, None)  # too late to be in order
+                    continue  # else the copy for another channel
+                self._delivered = frame.id
+                self._position = max(self._position, frame.id)
             for message in self._parser.feed(frame.data):
                 self._waiting.append((message, self._position))
 

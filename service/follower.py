@@ -161,14 +161,14 @@ class Follower:
         """All up to the mark has been delivered: tell who waits, and let new channels begin."""
         if mark.born != self.born:
             raise LinkLost("Redis has lost its data")
+        if mark.token == self._check_token:
+            self._check_tails(mark.id)  # before anybody is told that all has come
         self._move_to(mark.id)
         self._begin_new(mark.id)
         if self._mark_due is not None and self._mark_due[0] == mark.token:
             self._mark_due = None
-        if mark.token == self._check_token:
-            self._check_tails(mark.id)
-        if (arrived := self.awaited.get(mark.token)) is not None:
-            arrived.set()
+        if mark.token in self.awaited:
+            self.awaited[mark.token].set()
 
     def _move_to(self, position: EventId) -> None:
         self.position = max(self.position, position)
@@ -186,7 +186,8 @@ class Follower:
                 self._recent.begin(channel, position)
         tails = self._read_tails([channel for channel, _ in new])
         for channel, followed in new:
-            self._recent.set_ended(channel, tails[channel].ended is not None)
+            ended = tails[channel].ended  # one above the position is still to come
+            self._recent.set_ended(channel, ended is not None and ended <= position)
             followed.ready.set()
 
     def _read_tails(self, channels: Sequence[str]) -> dict[str, Tail]:
@@ -195,9 +196,7 @@ class Follower:
     # -- catching up ---------------------------------------------------------------------------
 
     def _catch_up(self, link: RedisLink) -> tuple[Frames, list[str]]:
-        """Deliver what was missed up to a mark; returns what came after it, and channels that were
-        confirmed too late for it.
-        """
+        """Deliver what was missed up to a mark; returns what came after it, and late channels."""
         link.subscribe([self.marks_channel, *self._following])
         self._store.open(self.position)
         held = self._await_confirmations(link)

@@ -47,6 +47,8 @@ def thinned(
     rest = list(waiting)
     dropped = _drop(rest, at_most_bytes if policy is Overflow.DROP_OLDEST else -1)
     frames = [frame for piece in dropped for frame in piece.frames]
+    if not frames:
+        return rest  # no event was dropped, at most heartbeats
     if policy is Overflow.CONFLATE:
         new = [_skipped(None, channels), *joined(_newest_of_each_name(frames))]
     else:

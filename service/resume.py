@@ -183,12 +183,14 @@ class Resumer:
             frames = self._recent.after(channels, cursor)
             if frames is None:
                 return None
-            if any(frame.deadline for frame in frames):
-                return _unexpired(frames, position)
+            rest = _unexpired(frames, position)
+            if rest.size > STEP_BYTES:
+                return None  # too much at once: in steps from Redis
+            if rest.size > LAST_STEP_BYTES or any(frame.deadline for frame in frames):
+                return rest
             if len(self._rests) >= SHARED_RESTS:
                 self._rests.clear()
-            self._rests[key] = Step([], position)
-            self._rests[key].extend(frames)
+            self._rests[key] = rest
         return self._rests[key]
 
     def _step(self, resumption: Resumption) -> Step:

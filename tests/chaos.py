@@ -171,11 +171,9 @@ class Publishers:
                     self._work.put(number, timeout=0.1)
                     number += 1
             time.sleep(0.005)
-        for thread in self._threads[:-1]:
-            while thread.is_alive():
-                with contextlib.suppress(queue.Full):
-                    self._work.put(-1, timeout=0.1)
-                    break
+        for _ in self._threads[:-1]:
+            with contextlib.suppress(queue.Full):  # nobody takes any more: they have failed
+                self._work.put(-1, timeout=2 * PUBLISH_SECONDS)
 
     def _serve(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", 1)

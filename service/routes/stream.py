@@ -170,7 +170,9 @@ class StreamOpener:
         """Send the head and the opening block, over the client's socket if it can be had."""
         headers = dict(wanted.headers)
         if resumption is None:
-            opening = encode_opening(self._hub.jittered_retry(), self._hub.position)
+            opening = encode_opening(
+                self._hub.jittered_retry(), self._hub.position_of(wanted.selection.channels)
+            )
         else:  # a client with a cursor keeps it until the first event that it missed
             opening = encode_retry(self._hub.jittered_retry())
             headers["Mercure-Last-Event-ID"] = resumption.answer
@@ -212,7 +214,7 @@ class StreamOpener:
     def _let_in(self, subscriber: Subscriber, resumption: Resumption | None) -> None:
         if resumption is None:
             if subscriber.fd != GONE:
-                self._hub.attach(subscriber, self._hub.position)
+                self._hub.attach(subscriber, self._hub.position_of(subscriber.selection.channels))
         elif HANDED_OVER in request.environ:
             self._resumer.resume(subscriber, resumption)
         else:  # the iterator must run meanwhile
