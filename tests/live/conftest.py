@@ -11,9 +11,16 @@ from tests.valkey import Valkey
 
 
 @pytest.fixture(scope="session")
-def live_session(shared_valkey: Valkey) -> Iterator[LiveService]:
+def live_valkey() -> Iterator[Valkey]:
+    """The Valkey of the shared service, which nobody empties: that would be told to streams."""
+    with Valkey() as valkey:
+        yield valkey
+
+
+@pytest.fixture(scope="session")
+def live_session(live_valkey: Valkey) -> Iterator[LiveService]:
     """One service with two workers for all tests that do it no harm."""
-    with LiveService(shared_valkey.url, WEB_CONCURRENCY=2, HEARTBEAT_SECONDS=1) as service:
+    with LiveService(live_valkey.url, WEB_CONCURRENCY=2, HEARTBEAT_SECONDS=1) as service:
         yield service
 
 

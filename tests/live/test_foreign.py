@@ -38,11 +38,11 @@ def opened(service: LiveService, channel: str) -> SseClient:
 # ------------------------------------------------------------------------------- a raw PUBLISH
 
 
-def test_raw_publish_is_live_only(live: LiveService, shared_valkey: Valkey, channel: str) -> None:
+def test_raw_publish_is_live_only(live: LiveService, live_valkey: Valkey, channel: str) -> None:
     """A raw PUBLISH arrives at once as a message, without an id, so the position stays."""
     with opened(live, channel) as first, opened(live, channel) as second:
         position = live.publish(channel, "with an id")
-        assert shared_valkey.cli("PUBLISH", f"pushline:{channel}", "from redis-cli") >= 1
+        assert live_valkey.cli("PUBLISH", f"pushline:{channel}", "from redis-cli") >= 1
         for client in (first, second):
             assert client.next_event(5).last_event_id == position
             event = client.next_event(5)
@@ -72,13 +72,11 @@ RAW_PAYLOADS: list[tuple[bytes, str]] = [
 ]
 
 
-def test_raw_payloads_arrive_as_text(
-    live: LiveService, shared_valkey: Valkey, channel: str
-) -> None:
+def test_raw_payloads_arrive_as_text(live: LiveService, live_valkey: Valkey, channel: str) -> None:
     """Whatever isn't a frame of ours or flask-sse's JSON arrives as it is, and breaks nothing."""
     with opened(live, channel) as client:
         for payload, expected in RAW_PAYLOADS:
-            shared_valkey.cli("PUBLISH", f"pushline:{channel}", payload)
+            live_valkey.cli("PUBLISH", f"pushline:{channel}", payload)
             event = client.next_event(5)
             assert (event.type, event.data) == ("message", expected)
         live.publish(channel, "fine")
@@ -105,11 +103,11 @@ FLASK_SSE_JSON: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def test_flask_sse_json(live: LiveService, shared_valkey: Valkey, channel: str) -> None:
+def test_flask_sse_json(live: LiveService, live_valkey: Valkey, channel: str) -> None:
     """flask-sse's JSON is unwrapped; its id, and a bad or reserved type, are dropped."""
     with opened(live, channel) as client:
         for fields, name, data in FLASK_SSE_JSON:
-            shared_valkey.cli("PUBLISH", f"pushline:{channel}", json.dumps(fields))
+            live_valkey.cli("PUBLISH", f"pushline:{channel}", json.dumps(fields))
             event = client.next_event(5)
             assert (event.type, event.data) == (name, data)
         assert b"id: 666" not in client.body
@@ -118,26 +116,26 @@ def test_flask_sse_json(live: LiveService, shared_valkey: Valkey, channel: str) 
 
 
 def test_foreign_events_keep_their_order(
-    live: LiveService, shared_valkey: Valkey, channel: str
+    live: LiveService, live_valkey: Valkey, channel: str
 ) -> None:
     """Events of both kinds arrive in the order in which Redis took them."""
     with opened(live, channel) as client:
         for n in range(0, 40, 2):
             live.publish(channel, str(n))
-            shared_valkey.cli("PUBLISH", f"pushline:{channel}", str(n + 1))
+            live_valkey.cli("PUBLISH", f"pushline:{channel}", str(n + 1))
         assert event_data(client.events(40, 5)) == [str(n) for n in range(40)]
 
 
 def test_other_prefix_is_another_world(
-    live: LiveService, shared_valkey: Valkey, channel: str
+    live: LiveService, live_valkey: Valkey, channel: str
 ) -> None:
     """Without the prefix, or with another service's, nothing arrives."""
     with (
-        LiveService(shared_valkey.url, CHANNEL_PREFIX="other:") as other,
+        LiveService(live_valkey.url, CHANNEL_PREFIX="other:") as other,
         opened(live, channel) as ours,
         opened(other, channel) as theirs,
     ):
-        assert shared_valkey.cli("PUBLISH", channel, "no prefix") == 0
+        assert live_valkey.cli("PUBLISH", channel, "no prefix") == 0
         other.publish(channel, "theirs")
         live.publish(channel, "ours")
         assert event_data(ours.events_within(0.3)) == ["ours"]
@@ -148,9 +146,9 @@ def test_other_prefix_is_another_world(
 
 
 @pytest.fixture(scope="module")
-def drop_in(shared_valkey: Valkey) -> Iterator[LiveService]:
+def drop_in(live_valkey: Valkey) -> Iterator[LiveService]:
     """A service that shares its channels with flask-sse."""
-    with LiveService(shared_valkey.url, CHANNEL_PREFIX="", WEB_CONCURRENCY=2) as service:
+    with LiveService(live_valkey.url, CHANNEL_PREFIX="", WEB_CONCURRENCY=2) as service:
         yield service
 
 
@@ -193,9 +191,9 @@ class FlaskSseApp:
 
 
 @pytest.fixture(scope="module")
-def flask_sse_app(shared_valkey: Valkey) -> Iterator[FlaskSseApp]:
+def flask_sse_app(live_valkey: Valkey) -> Iterator[FlaskSseApp]:
     """The application, serving."""
-    app = FlaskSseApp(shared_valkey.url)
+    app = FlaskSseApp(live_valkey.url)
     try:
         until(app.answers, 15, "the application answers")
         yield app
@@ -250,8 +248,8 @@ def test_own_and_flask_sse_events_on_one_channel(
         assert event_data(client.events(10, 5)) == [str(n) for n in range(10)]
 
 
-def test_keys_keep_a_prefix(drop_in: LiveService, shared_valkey: Valkey, channel: str) -> None:
+def test_keys_keep_a_prefix(drop_in: LiveService, live_valkey: Valkey, channel: str) -> None:
     """With bare channel names the service's keys are still its own."""
     drop_in.publish(channel, "x")
-    assert shared_valkey.cli("EXISTS", "pushline:clock") == 1
-    assert shared_valkey.cli("EXISTS", "clock") == 0
+    assert live_valkey.cli("EXISTS", "pushline:clock") == 1
+    assert live_valkey.cli("EXISTS", "clock") == 0
