@@ -19,7 +19,7 @@ from tests.live_server import LiveService, until
 from tests.sse_client import ParsedEvent, SseClient, event_data
 from tests.valkey import Valkey
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.long]
 
 OPEN_STREAMS = 6
 """Enough for both workers to have some."""
