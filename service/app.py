@@ -15,10 +15,10 @@ from service.addresses import StreamLimits
 from service.broker import Broker
 from service.channels import RedisNames
 from service.errors import ConfigError
-from service.follower import Receiver
 from service.hub import Hub
 from service.iterator import IteratorOutlet
 from service.logs import log_request
+from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_address import RedisAddress
 from service.redis_link import RedisLink

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from service.errors import NotFollowing, RedisError
 from service.event import EventId
-from service.follower import Follower, Receiver
+from service.follower import Follower
 from service.following import Following
 from service.publication import Publication, Receipt
+from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_link import Backoff, RedisLink
 from service.redis_store import RedisStore
@@ -85,11 +86,7 @@ class Broker:
         """
         new = self._following.add(channels)
         try:
-            if self._link is not None and new:
-                self._link.subscribe(new)
-        except OSError as error:
-            log.debug("SUBSCRIBE failed, the link is about to be replaced: %s", error)
-        try:
+            self._subscribe(new)
             deadline = time.monotonic() + FOLLOW_SECONDS
             for channel in channels:
                 followed = self._following.get(channel)
@@ -100,6 +97,13 @@ class Broker:
             self.unfollow(channels)
             raise
 
+    def _subscribe(self, channels: Sequence[str]) -> None:
+        try:
+            if self._link is not None and channels:
+                self._link.subscribe(channels)
+        except OSError as error:
+            log.debug("SUBSCRIBE failed, the link is about to be replaced: %s", error)
+
     def unfollow(self, channels: Iterable[str]) -> None:
         """Undo one `follow`; never blocks, as Redis hears of it only after a while."""
         self._following.remove(channels)
@@ -109,13 +113,16 @@ class Broker:
     def sync(self) -> None:
         """Wait until everything that was published before this call is delivered.
 
-        Calls at the same time share the work. Raises NotFollowing when it takes too long.
+        Calls at the same time share the work, and its failure. Raises NotFollowing when it takes
+        too long.
         """
         wanted = self._syncs_begun + 1
         if not self._sync_turn.acquire(timeout=FOLLOW_SECONDS):
             raise NotFollowing
         try:
             if self._syncs_done < wanted:
+                if self._syncs_begun >= wanted:
+                    raise NotFollowing  # the attempt that was begun for this call has failed
                 self._syncs_begun += 1
                 self._await_mark()
                 self._syncs_done = self._syncs_begun

@@ -13,10 +13,11 @@ from service.channels import RedisNames, check_channel, check_channels
 from service.embedded import running_url
 from service.errors import BadEvent, EventTooLarge, RedisDown, RedisError
 from service.event import FIRST_ID, Event, EventId, ServiceEvent
-from service.follower import Follower, Receiver
+from service.follower import Follower
 from service.following import Following
 from service.frame import END, Frame
 from service.publication import Publication
+from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_address import RedisAddress
 from service.redis_link import Backoff, RedisLink

@@ -17,6 +17,9 @@ RETRY_RANGE_MILLISECONDS = (500, 60_000)
 RESERVED_NAMES = frozenset({"open", "error"})
 """EventSource fires these itself: a page could not tell them apart."""
 
+MAX_SEQUENCE = 999_999_999_999_999
+"""Above every sequence number that an id has."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ID = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 

@@ -12,12 +12,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from service.event import FIRST_ID, EventId
 from service.following import Following
-from service.frame import Frame
+from service.frame import FORGET, Frame
 from service.marks import Mark
+from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_address import LinkLost
 from service.redis_link import RedisLink
@@ -35,18 +35,6 @@ MARK_SECONDS = 8.0
 """A mark that takes longer means that the link delivers nothing, however it answers PING."""
 
 Frames = list[tuple[str, Frame]]
-
-
-class Receiver(NamedTuple):
-    """Who gets what a follower brings.
-
-    `deliver` gets events in the order of their ids; `advance` the id up to which all have been
-    delivered; `reset` the channels of which events may be missing, why, and the oldest one kept.
-    """
-
-    deliver: Callable[[Iterable[tuple[str, Frame]]], None]
-    advance: Callable[[EventId], None]
-    reset: Callable[[Sequence[str], Loss, EventId | None], None]
 
 
 class Follower:
@@ -134,14 +122,21 @@ class Follower:
         new: Frames = []
         try:
             for channel, frame in frames:
-                if channel == self.marks_channel:
+                notice = channel == self.marks_channel or frame.name == FORGET
+                if notice:
                     before, new = new, []
                     self._receiver.deliver(before)
-                    self._pass_mark(Mark.parse(frame.data))
+                    self._obey(channel, frame)
                 elif self._is_new(channel, frame):
                     new.append((channel, frame))
         finally:
             self._receiver.deliver(new)
+
+    def _obey(self, channel: str, notice: Frame) -> None:
+        if notice.name == FORGET:
+            self._recent.drop(channel, notice.id or FIRST_ID)
+        else:
+            self._pass_mark(Mark.parse(notice.data))
 
     def _is_new(self, channel: str, frame: Frame) -> bool:
         followed = self._following.get(channel)
@@ -186,7 +181,9 @@ class Follower:
                 self._recent.begin(channel, position)
         tails = self._read_tails([channel for channel, _ in new])
         for channel, followed in new:
-            ended = tails[channel].ended  # one above the position is still to come
+            _, ended, forgotten = tails[channel]
+            self._recent.drop(channel, forgotten or FIRST_ID)
+            # One above the position is still to come.
             self._recent.set_ended(channel, ended is not None and ended <= position)
             followed.ready.set()
 

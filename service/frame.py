@@ -18,6 +18,9 @@ END = "$end"
 RESET = "$reset"
 """The name of the event that says that events may be missing."""
 
+FORGET = "$forget"
+"""The name of a notice, no event: what the channel had up to this id is forgotten (forget.lua)."""
+
 _FLASK_SSE_KEYS = frozenset({"data", "type", "id", "retry"})
 
 

@@ -5,9 +5,10 @@
 -- ARGV[1] floor: the highest id the caller has seen
 -- ARGV[2] the identity of this Redis: run_id and master_replid
 -- ARGV[3] 1 if a restart of it loses nothing, and it is no promoted replica; else 0
--- Returns the clock's id and `born`. When the identity has changed and writes may be lost, `born`
--- is a new id: what was given out before may be missing. A clock without an identity was made by a
--- publisher before anybody connected to listen: it is taken as it is.
+-- Returns the clock's id and `born`. When the identity has changed and writes may be lost, or the
+-- caller has seen an id above the clock, `born` is a new id: what was given out before may be
+-- missing. A clock without an identity was made by a publisher before anybody connected to listen:
+-- it is taken as it is.
 
 local DAY = 86400000
 
@@ -21,12 +22,12 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local clock = redis.call('HMGET', KEYS[1], 'id', 'born', 'identity')
 local last, sequence = parse(clock[1])
 local floor, floor_sequence = parse(ARGV[1])
-if floor <= now + DAY and (floor > last or (floor == last and floor_sequence > sequence)) then
-  last, sequence = floor, floor_sequence
-end
+local behind = floor > last or (floor == last and floor_sequence > sequence)
+if floor > now + DAY then behind = false end
+if behind then last, sequence = floor, floor_sequence end
 local born = clock[2]
 local changed = clock[3] and clock[3] ~= ARGV[2]
-if not born or (changed and ARGV[3] ~= '1') then
+if not born or behind or (changed and ARGV[3] ~= '1') then
   if now > last then
     last, sequence = now, 0
   else

@@ -51,9 +51,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local clock = redis.call('HMGET', KEYS[1], 'id', 'born')
 local last, sequence = parse(clock[1])
 local floor, floor_sequence = parse(ARGV[1])
-if floor <= now + DAY and (floor > last or (floor == last and floor_sequence > sequence)) then
-  last, sequence = floor, floor_sequence
-end
+local behind = floor > last or (floor == last and floor_sequence > sequence)
+if floor > now + DAY then behind = false end
+if behind then last, sequence = floor, floor_sequence end
 if now > last then
   last, sequence = now, 0
 else
@@ -62,8 +62,8 @@ end
 local id = string.format('%.0f-%.0f', last, sequence)
 redis.call('HSET', KEYS[1], 'id', id)
 local born = clock[2]
-if not born then
-  born = id -- a new data set, or one that was emptied: nothing before this is vouched for
+if not born or behind then
+  born = id -- a new data set, or one that has lost what the caller saw: nothing before is vouched for
   redis.call('HSET', KEYS[1], 'born', born)
 end
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from service.event import EventId
+from service.event import FIRST_ID, EventId
 from service.frame import END, Frame
 
 EVENTS_PER_CHANNEL = 256
@@ -66,6 +66,17 @@ class RecentEvents:
             self._drop_oldest(known)
         if self._size > self._at_most_bytes:
             self._make_room()
+
+    def drop(self, channel: str, until: EventId) -> None:
+        """Drop the events of `channel` up to `until`, and its end: they are forgotten."""
+        known = self._channels.get(channel)
+        if known is None or until <= known.since:
+            return
+        self.version += 1
+        while known.frames and (known.frames[0].id or FIRST_ID) <= until:
+            self._drop_oldest(known)
+        known.since = until
+        known.ended = known.ended and bool(known.frames)
 
     def _drop_oldest(self, known: _Channel) -> None:
         oldest = known.frames.popleft()

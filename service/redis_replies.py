@@ -21,10 +21,13 @@ class Clock(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """The id of a channel's last stored event (None: not known), and of its `$end`, if any."""
+    """The id of a channel's last stored event (None: not known), of its `$end`, if any, and the
+    one up to which it was forgotten, if ever.
+    """
 
     id: EventId | None
     ended: EventId | None
+    forgotten: EventId | None = None
 
 
 class Entry(NamedTuple):

@@ -52,7 +52,7 @@ TAILS_PER_READ = 1000
 
 SCRIPTS = {
     name: files("service").joinpath(f"{name}.lua").read_bytes()
-    for name in ("publish", "init", "sync")
+    for name in ("publish", "init", "sync", "forget")
 }
 SHA = {name: sha1(text, usedforsecurity=False).hexdigest() for name, text in SCRIPTS.items()}
 
@@ -106,7 +106,7 @@ class RedisStore:
         tails: list[Tail] = []
         for start in range(0, len(channels), TAILS_PER_READ):
             some = channels[start : start + TAILS_PER_READ]
-            replies = self._run([("HMGET", self._names.tail(one), "id", "ended") for one in some])
+            replies = self._run([("HMGET", self._names.tail(one), *Tail._fields) for one in some])
             tails += (Tail(*(one and id_of(one) for one in reply)) for reply in checked(replies))
         return tails
 
@@ -136,9 +136,11 @@ class RedisStore:
         checked(self._run_scripts([command]))
 
     def forget(self, channel: str) -> bool:
-        """Remove a channel's history and tail; False if there was nothing."""
-        keys = [self._names.history(channel), self._names.tail(channel)]
-        (reply,) = checked(self._run([("DEL", *keys)]))
+        """Remove a channel's history and end (forget.lua); False if there was nothing."""
+        names = self._names
+        keys = names.clock, names.history(channel), names.tail(channel)
+        command = ("EVALSHA", SHA["forget"], len(keys), *keys, names.pubsub(channel))
+        (reply,) = checked(self._run_scripts([command]))
         return bool(reply)
 
     def answers(self) -> bool:

@@ -20,29 +20,34 @@ class _Chain:
 
     __slots__ = ("channel", "entries", "exhausted", "read_to", "started", "until")
 
-    def __init__(self, channel: str, cursor: EventId, until: EventId) -> None:
+    def __init__(self, channel: str, cursor: EventId, until: EventId, *, started: bool) -> None:
         self.channel = channel
         self.read_to = cursor
         self.until = until
         self.entries: list[Entry] = []
-        self.exhausted = self.started = False
+        self.exhausted = False
+        self.started = started
 
     def extend(self, entries: list[Entry], tail: EventId, proving: bool) -> Loss | None:
-        """Add what was read after `read_to`; returns the reason when a link is missing."""
+        """Add what was read after `read_to`; returns the reason when a link is missing.
+
+        Without `proving` the first link isn't asked for, but each one after it is.
+        """
         self.exhausted = len(entries) < PAGE_EVENTS
-        for entry in entries:
+        for place, entry in enumerate(entries):
             prev, entry_id = entry.frame.prev, entry.frame.id
             assert prev is not None
             assert entry_id is not None
-            if proving and prev > self.read_to:
-                return Loss.LOST if self.started else Loss.TRIMMED
+            if (proving or self.started) and prev > self.read_to:
+                return Loss.LOST if place else Loss.TRIMMED
             if entry_id > self.until:
                 self.exhausted = True
                 return None
             self.started = True
             self.read_to = entry_id
             self.entries.append(entry)
-        return Loss.EXPIRED if proving and self.exhausted and self.read_to < tail else None
+        gone = self.exhausted and self.read_to < tail and (proving or self.started)
+        return Loss.EXPIRED if gone else None
 
 
 class Replay:
@@ -61,8 +66,13 @@ class Replay:
         *,
         until: EventId,
         proving: bool = True,
+        started: frozenset[str] = frozenset(),
     ) -> None:
-        """Events above `until` are left out. Without `proving`, only what is kept is asked for."""
+        """Events above `until` are left out.
+
+        Without `proving`, only what is kept is asked for; but channels that have `started`, of
+        which events were replayed before, must go on without a gap.
+        """
         self.lost: dict[str, Loss] = {}
         self.oldest: EventId | None = None
         self.tails: dict[str, EventId] = {}
@@ -73,6 +83,7 @@ class Replay:
         self._tail_seconds = tail_seconds
         self._until = until
         self._proving = proving
+        self._started = started
 
     def pages(self) -> Iterator[list[tuple[str, Frame]]]:
         """Yield (channel, frame) pairs, some at a time; `lost` is complete when this ends.
@@ -85,7 +96,7 @@ class Replay:
             if self._proving and cursor < self._born:
                 self.lost[channel] = Loss.LOST
         chains = [
-            _Chain(channel, cursor, self._until)
+            _Chain(channel, cursor, self._until, started=channel in self._started)
             for channel, cursor in self._cursors.items()
             if channel not in self.lost
         ]

@@ -76,7 +76,9 @@ class Resumer:
         """
         try:
             cursor, lost = self._locate(channels, start)
-            resumption = Resumption(channels, cursor, lost, start.last, start.proving)
+            resumption = Resumption(
+                channels, cursor, lost, start.last, start.proving, self._broker.born
+            )
             if not start.proving or self._rest(channels, cursor) is None:
                 self._advance(resumption, self._step(resumption))
         except RedisError as error:
@@ -102,8 +104,14 @@ class Resumer:
         channels = resumption.channels
         while subscriber.fd != GONE:
             self._write(subscriber, resumption.take(subscriber.selection))
+            if self._hub.draining:
+                subscriber.finish(Ending.DRAINED, encode_retry(self._hub.jittered_retry()))
+                return
             if resumption.events > self._replay_events or resumption.size > self._replay_bytes:
-                resumption.give_up(self._hub.position_of(channels))
+                resumption.give_up(self._hub.position_of(channels), Loss.LIMIT)
+            elif self._broker.born > resumption.born:
+                resumption.give_up(self._hub.position_of(channels), Loss.LOST)
+                resumption.born = self._broker.born
             rest = self._rest(channels, resumption.cursor) if resumption.proving else None
             if rest is not None and rest.size <= LAST_STEP_BYTES:
                 self._finish(subscriber, rest, resumption)
@@ -116,6 +124,7 @@ class Resumer:
         resumption.oldest = step.oldest or resumption.oldest
         resumption.cursor, resumption.last = step.until, 0
         resumption.proving = resumption.proving or not step.partial
+        resumption.started |= step.started
         resumption.events += len(step.frames)
         resumption.size += step.size
 
@@ -132,8 +141,10 @@ class Resumer:
             tails = self._store.tails(channels)
         except RedisError as error:
             raise NotFollowing(error.detail) from error
+        position = self._hub.position_of(channels)
         for channel, tail in zip(channels, tails, strict=True):
-            self._recent.set_ended(channel, tail.ended is not None)
+            ended = tail.ended is not None and tail.ended <= position  # else it is still to come
+            self._recent.set_ended(channel, ended)
         last = max(tail.ended or FIRST_ID for tail in tails)
         if not self._recent.all_ended(channels):
             return start, False
@@ -210,33 +221,32 @@ class Resumer:
         return shared.step
 
     def _read_step(self, resumption: Resumption) -> Step:
+        # That of all channels: of those that aren't lost it could be below the cursor.
+        until = self._hub.position_of(resumption.channels)
         wanted = [one for one in resumption.channels if one not in resumption.lost]
         if resumption.last:
-            return self._read_last(wanted, resumption.last)
-        return self._read(wanted, resumption.cursor, resumption.proving)
-
-    def _read(self, channels: list[str], cursor: EventId, proving: bool) -> Step:
-        until = self._hub.position_of(channels)
-        cursors = dict.fromkeys(channels, cursor)
+            return self._read_last(wanted, resumption.last, until)
+        cursors = dict.fromkeys(wanted, resumption.cursor)
         replay = Replay(
             self._store,
             cursors,
             self._broker.born,
             self._tail_seconds,
             until=until,
-            proving=proving,
+            proving=resumption.proving,
+            started=resumption.started,
         )
         step = Step([], until)
         for page in replay.pages():
             step.extend(frame for _, frame in page)
+            step.started |= {channel for channel, _ in page}
             if len(step.frames) > STEP_EVENTS or step.size > STEP_BYTES:
                 step.until, step.partial = step.frames[-1].id or until, True
                 break
         step.lost, step.oldest = replay.lost, replay.oldest
         return step
 
-    def _read_last(self, channels: list[str], last: int) -> Step:
-        until = self._hub.position_of(channels)
+    def _read_last(self, channels: list[str], last: int, until: EventId) -> Step:
         entries = chain.from_iterable(self._store.last_entries(channels, last))
         step = Step([], until)
         step.extend(

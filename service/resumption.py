@@ -33,6 +33,7 @@ class Step:
     until: EventId
     lost: Mapping[str, Loss] = field(default_factory=dict)
     oldest: EventId | None = None
+    started: frozenset[str] = frozenset()
     size: int = 0
     partial: bool = False
     _batches: dict[frozenset[str] | None, list[Batch]] = field(default_factory=dict)
@@ -57,7 +58,8 @@ class Resumption:
     """How far a stream has been resumed: `cursor` is the id up to which it has everything.
 
     `answer` is what the Mercure-Last-Event-ID header says: the client's cursor if, as far as is
-    known, nothing is missing after it, else `earliest`.
+    known, nothing is missing after it, else `earliest`. `born` is the id from which Redis vouched
+    for completeness as this began, and `started` names the channels of which events were replayed.
     """
 
     channels: tuple[str, ...]
@@ -65,6 +67,8 @@ class Resumption:
     lost: Mapping[str, Loss]
     last: int
     proving: bool
+    born: EventId
+    started: frozenset[str] = frozenset()
     oldest: EventId | None = None
     events: int = 0
     size: int = 0
@@ -73,17 +77,20 @@ class Resumption:
 
     def key(self) -> object:
         """What the next step depends on."""
-        return (self.channels, self.cursor, frozenset(self.lost), self.last, self.proving)
+        return (
+            *(self.channels, self.cursor, frozenset(self.lost), self.last, self.proving),
+            *(self.started, self.born),
+        )
 
     def take(self, selection: Selection) -> list[Batch]:
         """The selected events of the step that was read last, once."""
         step, self.step = self.step, None
         return [] if step is None else step.batches(selection)
 
-    def give_up(self, position: EventId) -> None:
-        """Replay no more: it is too much for one stream."""
+    def give_up(self, position: EventId, loss: Loss) -> None:
+        """Replay no more: go on from `position`, and say why what comes before it is missing."""
         self.cursor, self.proving = position, True
-        self.lost = dict.fromkeys(self.channels, Loss.LIMIT)
+        self.lost = dict.fromkeys(self.channels, loss)
         self.events = self.size = 0
 
     def resets(self) -> list[Frame]:

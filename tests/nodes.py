@@ -11,9 +11,9 @@ import gevent
 from service.broker import Broker
 from service.channels import RedisNames
 from service.event import FIRST_ID, Event, EventId, ServiceEvent
-from service.follower import Receiver
 from service.frame import END, Frame
 from service.publication import Publication
+from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_address import RedisAddress
 from service.redis_link import RedisLink

@@ -161,6 +161,33 @@ def test_a_sync_that_cannot_be(
     assert node.broker._follower.awaited == {}
 
 
+def test_waiting_syncs_share_a_failure(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that wait for the same attempt fail with it; they don't try one after another."""
+    node.wait_ready()
+    monkeypatch.setattr(service.broker, "FOLLOW_SECONDS", 0.4)
+    attempts: list[int] = []
+    monkeypatch.setattr(node.store, "send_mark", lambda *_: attempts.append(1))
+    first = gevent.spawn(node.broker.sync)
+    gevent.sleep(0.01)
+    started = time.monotonic()
+    others = [gevent.spawn(node.broker.sync) for _ in range(20)]
+    gevent.joinall([first, *others], raise_error=False)
+    assert time.monotonic() - started < 1.5
+    assert all(isinstance(one.exception, NotFollowing) for one in [first, *others])
+    assert len(attempts) <= 2
+
+
+def test_a_follow_that_is_given_up_while_it_asks(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends a follow, also while SUBSCRIBE is being sent, takes its count back."""
+    node.wait_ready()
+    monkeypatch.setattr(node.link, "subscribe", lambda _: gevent.sleep(5))
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        node.broker.follow(["given-up"])
+    assert node.counted() == 0
+
+
 def test_ids_are_above_what_the_worker_has_seen(node: Node, valkey: Valkey) -> None:
     """A publish passes on what the worker has seen, so that ids never go back for its streams,
     also when Redis has lost its clock.

@@ -121,3 +121,23 @@ def test_finished_channels(recent: RecentEvents) -> None:
     assert not recent.all_ended(["a", "b"])
     recent.set_ended("nobody", True)
     assert not recent.all_ended(["nobody"])
+
+
+def test_what_is_forgotten_is_dropped(recent: RecentEvents) -> None:
+    """Dropping takes a channel's events up to an id, and its end with them; who asks for less than
+    that gets nothing from here. Other channels, and what comes later, stay.
+    """
+    recent.begin("b", EventId(10, 0))
+    recent.add("b", stored(16, END))
+    version = recent.version
+    recent.drop("a", EventId(13, 0))
+    recent.drop("a", EventId(12, 0))
+    assert recent.version == version + 1
+    assert recent.after(["a"], EventId(12, 0)) is None
+    assert numbers(recent.after(["a"], EventId(13, 0))) == [14, 15]
+    assert recent.all_ended(["b"])
+    recent.drop("b", EventId(20, 0))
+    assert not recent.all_ended(["b"])
+    assert recent.after(["b"], EventId(20, 0)) == []
+    assert recent.after(["b"], EventId(19, 0)) is None
+    recent.drop("unknown", EventId(9, 0))

@@ -246,10 +246,36 @@ def test_a_tail_that_is_missing(store: RedisStore, valkey: Valkey) -> None:
 
 
 def test_what_is_kept_without_proof(store: RedisStore, valkey: Valkey, small_pages: None) -> None:
-    """A replay that proves nothing gives all that is kept, holes or not, and reports no loss."""
+    """A replay that proves nothing gives all that is kept: what was gone before is no loss."""
     ids = publish(store, "a", *map(str, range(10)))
-    valkey.cli("XDEL", NAMES.history("a"), str(ids[5]), str(ids[9]))
+    gone = publish(store, "b", "x")
     valkey.cli("XTRIM", NAMES.history("a"), "MINID", str(ids[2]))
-    reading = Reading(store, {"a": FIRST_ID}, proving=False)
-    assert reading.ids == ids[2:5] + ids[6:9]
+    valkey.cli("XDEL", NAMES.history("b"), str(gone[0]))
+    reading = Reading(store, dict.fromkeys("ab", FIRST_ID), proving=False)
+    assert reading.ids == ids[2:]
     assert reading.lost == {}
+
+
+@pytest.mark.parametrize(("place", "loss"), [(5, Loss.LOST), (3, Loss.TRIMMED), (9, Loss.EXPIRED)])
+def test_what_goes_missing_without_proof(
+    store: RedisStore, valkey: Valkey, small_pages: None, place: int, loss: Loss
+) -> None:
+    """Once a channel's first event was read, also such a replay notices each one that is missing:
+    inside a page, between two, and at the end.
+    """
+    ids = publish(store, "a", *map(str, range(10)))
+    valkey.cli("XDEL", NAMES.history("a"), str(ids[place]))
+    reading = Reading(store, {"a": FIRST_ID}, proving=False)
+    assert reading.lost == {"a": loss}
+    assert reading.ids == ids[: place // 3 * 3]
+
+
+def test_a_channel_goes_on_where_it_was_left(store: RedisStore, valkey: Valkey) -> None:
+    """Of channels that have started, the event after the cursor must be there; of others not."""
+    (cursor,) = publish(store, "c", "x")
+    for channel in ("a", "b"):
+        publish(store, channel, *map(str, range(10)))
+        valkey.cli("XTRIM", NAMES.history(channel), "MAXLEN", 5)
+    reading = Reading(store, dict.fromkeys("ab", cursor), proving=False, started=frozenset({"a"}))
+    assert reading.lost == {"a": Loss.TRIMMED}
+    assert set(reading.channels) == {"b"}

@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
 import pytest
@@ -324,6 +325,129 @@ def test_a_replay_has_limits(make: Make, small_steps: None, limits: dict[str, in
         stream.close()
 
 
+def before_read(monkeypatch: pytest.MonkeyPatch, count: int, act: Callable[[], object]) -> None:
+    """Do something before the history is read for the so-manieth time."""
+    entries = RedisStore.entries
+    reads = [0]
+
+    def read(self: RedisStore, *wanted: Any) -> Any:
+        reads[0] += 1
+        if reads[0] == count:
+            act()
+        return entries(self, *wanted)
+
+    monkeypatch.setattr(RedisStore, "entries", read)
+
+
+@pytest.mark.parametrize("query", ["last_event_id=earliest", "since=1h"])
+def test_what_is_trimmed_during_a_replay_of_all(
+    make: Make,
+    small_steps: None,
+    valkey: Valkey,
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+) -> None:
+    """Who asks for what is kept isn't told of what was gone before, in any channel and step, but
+    of what goes while it is replayed.
+    """
+    app = make()
+    ids = publish(app, "a", 40)
+    publish(app, "b", 10)
+    valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 30)
+    valkey.cli("XTRIM", "pushline:s:b", "MAXLEN", 3)
+    stream = app.stream(f"channel=a&channel=b&{query}")
+    events = read_until(stream, "9")
+    assert len(events) == 33
+    assert {event.type for event in events} == {"message"}
+    stream.close()
+    gevent.sleep(service.resume.SHARED_SECONDS + 0.1)
+    before_read(monkeypatch, 4, lambda: valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 3))
+    stream = app.stream(f"channel=a&channel=b&{query}")
+    events = stream.events(1)
+    while events[-1].type != "$reset":
+        events += stream.events(1)
+    check_reset(events[-1], "trimmed", "a")
+    assert events[0].last_event_id == ids[10]
+    stream.close()
+
+
+def test_a_loss_during_a_replay_of_all(
+    make: Make, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Redis no longer vouches for what a replay has begun with, its client is told."""
+    app = make()
+    ids = publish(app, "a", 60)
+
+    def lose() -> None:
+        app.service.broker._follower.born = EventId.parse(ids[-1])
+
+    before_read(monkeypatch, 3, lose)
+    stream = app.stream("channel=a&last_event_id=earliest")
+    events = stream.events(1)
+    while events[-1].type != "$reset":
+        events += stream.events(1)
+    check_reset(events[-1], "lost", "a")
+    assert 5 < len(events) < 40
+    stream.close()
+
+
+def test_what_was_forgotten_is_not_replayed(make: Make) -> None:
+    """After DELETE no worker replays a channel's events from memory, open streams go on, and who
+    had not got all of it is told.
+    """
+    apps = [make(), make()]
+    keepers = [app.stream("channel=a") for app in apps]
+    for keeper in keepers:
+        keeper.read()
+    ids = publish(apps[0], "a", 5)
+    for keeper in keepers:
+        keeper.events(5)
+    assert apps[0].client.delete("/channels/a").status_code == 204
+    apps[0].publish("a", "new")
+    for keeper, app in zip(keepers, apps, strict=True):
+        assert [event.data for event in keeper.events(1)] == ["new"]
+        stream = resume(app, ids[1])
+        check_reset(stream.events(1)[0], "trimmed", "a")
+        stream.close()
+        stream = resume(app, ids[4])
+        assert [event.data for event in stream.events(1)] == ["new"]
+        stream.close()
+        stream = app.stream("channel=a&last_event_id=earliest")
+        assert [event.data for event in stream.events(1)] == ["new"]
+        stream.close()
+        keeper.close()
+
+
+def test_what_was_forgotten_during_an_outage(app: Application, valkey: Valkey) -> None:
+    """A worker that didn't hear of it forgets it with its next link to Redis."""
+    keeper = app.stream("channel=a")
+    keeper.read()
+    ids = publish(app, "a", 5)
+    keeper.events(5)
+    valkey.cli("DEL", "pushline:s:a")
+    valkey.cli("HSET", "pushline:t:a", "forgotten", ids[-1])
+    valkey.cli("CLIENT", "KILL", "TYPE", "pubsub")
+    until(lambda: not app.service.broker.ready, 5, "the link is lost")
+    until(lambda: app.service.broker.ready, 5, "it is connected again")
+    stream = resume(app, ids[1])
+    check_reset(stream.events(1)[0], "expired", "a")
+    stream.close()
+    keeper.close()
+
+
+def test_an_end_that_is_still_to_come(app: Application, valkey: Valkey) -> None:
+    """A worker that has seen a channel end, and not yet that it ended once more, waits for that."""
+    first = app.client.post("/channels/a/end").get_json()["id"]
+    stream = app.stream("channel=a")
+    stream.read_to_end()
+    ahead = EventId(EventId.parse(first).milliseconds + 60_000, 0)
+    valkey.cli("HSET", "pushline:t:a", "ended", str(ahead))
+    stream = resume(app, first)
+    assert stream.response.status_code == 200
+    app.publish("b", "x")
+    stream.close()
+
+
 def test_an_emptied_redis(app: Application, valkey: Valkey) -> None:
     """After FLUSHALL open streams get one `$reset`, and so does each that comes back."""
     stream = app.stream("channel=a")
@@ -460,14 +584,17 @@ def test_a_client_that_leaves_in_the_middle(make: Make, small_steps: None) -> No
     assert app.service.hub.streams == 0
 
 
-def test_a_drain_ends_a_stream_that_resumes(make: Make, small_steps: None) -> None:
-    """A stream whose replay is done when the worker drains ends cleanly with its `retry:`."""
+def test_a_drain_ends_a_stream_that_resumes(
+    make: Make, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay stops with the step at which the worker begins to drain, and the stream ends
+    cleanly with its `retry:`; its client goes on elsewhere.
+    """
     app = make()
     ids = publish(app, "a", 60)
+    before_read(monkeypatch, 3, lambda: app.service.drain(0))
     stream = resume(app, ids[0])
-    stream.read()
-    app.service.drain(0)
     stream.read_to_end()
-    assert stream.parser.last_event_id in ids
+    assert 5 < ids.index(stream.parser.last_event_id) < 30
     assert stream.data.count(b"retry:") == 2
     assert app.service.limits._total == 0

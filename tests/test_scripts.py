@@ -258,14 +258,20 @@ def test_an_end_is_a_stored_event(store: RedisStore, valkey: Valkey) -> None:
 
 
 def test_a_forgotten_channel_begins_anew(store: RedisStore) -> None:
-    """Forgetting removes the history and the end; the channel takes events again."""
+    """Forgetting removes the history and the end; the channel takes events again. The id of its
+    last event stays, so that the chain shows what is gone.
+    """
     publish(store, "a", "1")
-    end(store, "a")
+    last = end(store, "a")
+    (elsewhere,) = publish(store, "b", "x")
     assert store.forget("a") is True
     assert store.forget("a") is False
     assert history(store, "a") == []
-    assert store.tails(["a"])[0] == (None, None)
-    assert publish(store, "a", "2")
+    assert store.tails(["a"])[0] == (last, None, elsewhere)
+    (new,) = publish(store, "a", "2")
+    assert history(store, "a") == [(new, last)]
+    assert store.forget("unknown") is False
+    assert store.tails(["unknown"])[0] == (None, None, None)
 
 
 def test_a_key_of_a_finished_channel_still_answers(store: RedisStore) -> None:
@@ -297,10 +303,28 @@ def test_a_floor_lifts_the_clock(store: RedisStore) -> None:
     """
     now = time.time_ns() // 1_000_000
     store.open(FIRST_ID)
-    assert store.open(EventId(now + 5000, 3)).id == EventId(now + 5000, 3)
-    assert store.open(EventId(now, 0)).id == EventId(now + 5000, 3)
-    assert store.open(EventId(now + 2 * 86_400_000, 0)).id == EventId(now + 5000, 3)
-    assert publish(store, "a", "x") == [EventId(now + 5000, 4)]
+    lifted = store.open(EventId(now + 5000, 3))
+    assert lifted.id == EventId(now + 5000, 4)
+    assert store.open(EventId(now, 0)) == lifted
+    assert store.open(EventId(now + 2 * 86_400_000, 0)) == lifted
+    assert publish(store, "a", "x") == [EventId(now + 5000, 5)]
+
+
+def test_a_clock_that_went_back_has_lost_something(store: RedisStore) -> None:
+    """Who has seen an id above the clock proves that events are gone: `born` is a new id, by a
+    reader that connects as by one that publishes; a floor that is a mistake proves nothing.
+    """
+    now = time.time_ns() // 1_000_000
+    (seen,) = publish(store, "a", "x")
+    born = store.open(seen).born
+    assert store.open(EventId(now + 5000, 0)).born > EventId(now + 5000, 0)
+    later = EventId(now + 9000, 0)
+    (receipt,) = store.publish([Publication(Event("y"), ("a",))], later)
+    born = store.open(receipt.id).born
+    assert born == receipt.id > later
+    mistake = EventId(now + 3 * 86_400_000, 0)
+    store.publish([Publication(Event("z"), ("a",))], mistake)
+    assert store.open(mistake).born == born
 
 
 def test_a_new_data_set_is_born_above_the_floor(store: RedisStore, valkey: Valkey) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from flask import request
 
 from service.errors import BadParameter
-from service.event import FIRST_ID, EventId
+from service.event import FIRST_ID, MAX_SEQUENCE, EventId
 from service.resumption import Start
 
 TWINS = ("last_event_id", "lastEventID", "lastEventId")
@@ -36,7 +36,7 @@ def read_start() -> Start | None:
     if "last" in request.args:
         return Start(last=_count(request.args["last"]), proving=False)
     if "since" in request.args:
-        return Start(EventId(_milliseconds(request.args["since"]), 0), proving=False)
+        return Start(_just_before(_milliseconds(request.args["since"])), proving=False)
     return None
 
 
@@ -53,6 +53,11 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MAX_LAST:
         raise BadParameter(f"last={text[:40]!r} can't be used", fix=f"Use 1 to {MAX_LAST}")
     return int(text)
+
+
+def _just_before(milliseconds: int) -> EventId:
+    """Below the first id of that millisecond, and above all before it."""
+    return EventId(milliseconds - 1, MAX_SEQUENCE) if milliseconds else FIRST_ID
 
 
 def _milliseconds(text: str) -> int:
