@@ -32,6 +32,7 @@ from service.routes.problems import register_error_handlers
 from service.routes.publish import publish_routes
 from service.routes.status import status_routes
 from service.routes.stream import StreamOpener, stream_routes
+from service.routes.uploads import Uploads, upload_routes
 from service.settings import Settings
 from service.subscriber import Subscriber
 
@@ -88,6 +89,9 @@ class Service:
             replay_events=settings.replay_events,
             replay_bytes=settings.replay_bytes,
         )
+        self.uploads = Uploads(
+            self.broker.publish, settings.max_event_bytes, at_once=max(1, settings.redis_pool - 1)
+        )
         per_address = 0 if settings.local else settings.max_connections_per_ip
         self.limits = StreamLimits(settings.max_connections, per_address)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
@@ -137,7 +141,11 @@ class Service:
             greenlet.link_exception(lambda _: failed())
 
     def drain(self, window_seconds: float | None = None) -> None:
-        """End all streams over the window (by default DRAIN_SECONDS); returns without any."""
+        """End all uploads, and all streams over the window (by default DRAIN_SECONDS).
+
+        Returns when there are no streams.
+        """
+        self.uploads.drain()
         self.hub.drain(self.drain_seconds if window_seconds is None else window_seconds)
 
     def stop(self) -> None:
@@ -181,8 +189,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     register_error_handlers(app)
     app.register_blueprint(stream_routes(opener, origins, settings.max_channels_per_stream))
     app.register_blueprint(
-        publish_routes(service.broker.publish, origins, settings.max_event_bytes)
+        publish_routes(
+            service.broker.publish,
+            service.uploads.receive_items,
+            origins,
+            settings.max_event_bytes,
+        )
     )
+    app.register_blueprint(upload_routes(service.uploads, origins))
     app.register_blueprint(channel_routes(service.store, service.broker.publish, origins))
     app.register_blueprint(status_routes(service.hub, service.broker))
     app.register_blueprint(page_routes())

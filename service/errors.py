@@ -48,6 +48,8 @@ class PushlineError(Exception):
     def __init__(self, detail: str = "", *, fix: str | None = None) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
+        self.members: dict[str, object] = {}
+        """More members of the problem document (RFC 9457, section 3.2)."""
         if fix is not None:
             self.fix = fix
 
@@ -91,10 +93,10 @@ class BadEvent(BadRequest):
 
 
 class BadParameter(BadRequest):
-    """A query parameter is unknown or has a bad value."""
+    """A parameter, in the query or a header, is unknown or has a bad value."""
 
     code = "bad_parameter"
-    title = "A query parameter can't be used"
+    title = "A parameter can't be used"
 
 
 class BadBody(BadRequest):

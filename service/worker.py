@@ -159,6 +159,8 @@ def _end_reading(client: socket.socket) -> None:
 def with_hand_over(application: Application) -> Application:
     """Offer the client's socket to `application`, and end the request quietly when it is taken.
 
+    An answer with `Connection: close` closes the connection.
+
     Only a plain TCP or unix socket under HTTP/1 qualifies; every other stream is iterated.
     """
 
@@ -166,7 +168,7 @@ def with_hand_over(application: Application) -> Application:
         client = environ.get("gunicorn.socket")
         if type(client) is gevent.socket.socket:
             environ[HAND_OVER] = client
-        body = application(environ, start_response)
+        body = application(environ, closing(start_response))
         if HANDED_OVER in environ:
             close = getattr(body, "close", None)
             if close is not None:
@@ -175,3 +177,14 @@ def with_hand_over(application: Application) -> Application:
         return body
 
     return serve
+
+
+def closing(start_response: Any) -> Any:
+    """gunicorn's `start_response`, heeding a `Connection: close`, which gunicorn itself drops."""
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        if ("Connection", "close") in headers:
+            start_response.__self__.force_close()
+        return start_response(status, headers, exc_info)
+
+    return start

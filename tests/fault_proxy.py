@@ -346,9 +346,9 @@ class FaultProxy:
                     self._read(connection, pipe)
                 if pipe.sink is sock and events & selectors.EVENT_WRITE:
                     self._write(pipe)
+            self._pass_ends(connection)
         except OSError:
             self._close(connection, "rst")
-        self._pass_ends(connection)
         self._watch(connection)
 
     def _finish_connecting(self, connection: _Connection) -> None:

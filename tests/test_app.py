@@ -20,8 +20,8 @@ import service.broker
 import service.routes.bodies
 from service.app import create_app
 from service.errors import ConfigError
+from service.routes.items import MAX_BATCH_EVENTS
 from service.routes.page import STATIC
-from service.routes.publish import MAX_BATCH_EVENTS
 from service.settings import Settings
 from tests.applications import Application, Make, check_problem, making
 from tests.live_server import until
@@ -401,8 +401,8 @@ def test_cors_headers_of_an_open_stream(app: Application) -> None:
     ("path", "methods"),
     [
         ("/stream", {"GET", "HEAD", "OPTIONS"}),
-        ("/publish", {"POST", "OPTIONS"}),
-        ("/channels/a", {"DELETE", "POST", "OPTIONS"}),
+        ("/publish", {"POST", "PUT", "OPTIONS"}),
+        ("/channels/a", {"DELETE", "POST", "PUT", "OPTIONS"}),
         ("/channels/a/end", {"POST", "OPTIONS"}),
         ("/channels/a/events", {"GET", "HEAD", "OPTIONS"}),
     ],
@@ -707,8 +707,8 @@ def test_readiness(app: Application) -> None:
     ("method", "path", "allowed"),
     [
         ("POST", "/stream", {"GET", "HEAD", "OPTIONS"}),
-        ("GET", "/publish", {"POST", "OPTIONS"}),
-        ("GET", "/channels/a", {"DELETE", "POST", "OPTIONS"}),
+        ("GET", "/publish", {"POST", "PUT", "OPTIONS"}),
+        ("GET", "/channels/a", {"DELETE", "POST", "PUT", "OPTIONS"}),
         ("GET", "/channels/a/end", {"POST", "OPTIONS"}),
         ("DELETE", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/", {"GET", "HEAD", "OPTIONS"}),

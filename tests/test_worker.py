@@ -323,6 +323,57 @@ def test_a_taken_socket_ends_the_request(closable: bool) -> None:
     other.close()
 
 
+# ----------------------------------------------------------------------------------- uploads
+
+
+UPLOAD = b"PUT /channels/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def answer_of(sock: socket.socket) -> bytes:
+    """Everything up to the end of the connection."""
+    return b"".join(iter(lambda: sock.recv(10_000), b""))
+
+
+def test_a_connection_goes_on_after_an_upload(running: Running) -> None:
+    """Each line arrives at once, and the next request on the connection is served."""
+    client = running.stream()
+    with connection(running.url) as (sock, _):
+        sock.sendall(UPLOAD + b"2\r\nx\n\r\n")
+        assert client.next_event(3).data == "x"
+        sock.sendall(b"2\r\ny\n\r\n0\r\n\r\n")
+        assert client.next_event(3).data == "y"
+        assert b"keep-alive" in sock.recv(10_000)
+        assert b" 200 " in post(sock, "a", "z")
+
+
+def test_a_refused_upload_ends_the_connection(running: Running) -> None:
+    """The answer says so, comes whole although the client goes on sending, and is the last."""
+    with connection(running.url) as (sock, _):
+        sock.sendall(UPLOAD + b"3\r\nx\n\xff\r\n2\r\n\xff\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                sock.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        answer = answer_of(sock)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert answer.endswith(b'"line": 2, "events": 1}\n')
+
+
+def test_an_upload_does_not_hold_the_drain_up(running: Running) -> None:
+    """A client that would send for ever is told where to go on, and the worker stops."""
+    client = running.stream()
+    with connection(running.url) as (sock, _):
+        sock.sendall(UPLOAD + b"3\r\nx\ny\r\n")
+        assert client.next_event(3).data == "x"
+        running.worker.handle_exit(signal.SIGTERM, None)
+        answer = answer_of(sock)
+    running.greenlet.get(timeout=5)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b'"line": 2, "events": 1}\n')
+    assert running.log.lines == []
+
+
 # ---------------------------------------------------------------------------------- the drain
 
 

@@ -1,10 +1,14 @@
-"""Request bodies: read whole within limits of size and time, and decoded."""
+"""Request bodies: which are taken, which broke off; read whole within limits of size and time."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gevent
 from flask import request
 from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected
 
 from service.errors import BadBody, BodyTooSlow, EventTooLarge, UnsupportedBody
 
@@ -19,14 +23,15 @@ def read_text(at_most_bytes: int) -> str:
 
     Raises EventTooLarge, BodyTooSlow, UnsupportedBody, and BadBody for what isn't UTF-8.
     """
-    _check_type()
+    check_type()
     try:
         return _read(at_most_bytes).decode()
     except UnicodeDecodeError as error:
         raise BadBody(f"byte {error.start} of the body is not UTF-8", fix="Send UTF-8") from None
 
 
-def _check_type() -> None:
+def check_type() -> None:
+    """Raise UnsupportedBody for a type, charset or encoding that is no plain UTF-8."""
     kind = request.mimetype
     if kind.startswith(REFUSED_TYPES):
         raise UnsupportedBody(f"the body's type is {kind}", fix="Send text, or JSON to /publish")
@@ -47,16 +52,28 @@ def _read(at_most_bytes: int) -> bytes:
         raise too_large
     parts: list[bytes] = []
     left = at_most_bytes + 1
-    try:
-        with gevent.Timeout(BODY_SECONDS, BodyTooSlow(f"it took over {BODY_SECONDS:.0f} s")):
-            while left and (part := request.stream.read(left)):
-                parts.append(part)
-                left -= len(part)
-    except (OSError, ValueError, ParseException) as error:  # gunicorn's, for bad chunks
-        raise BadBody(f"the body broke off or is badly chunked: {type(error).__name__}") from error
+    slow = BodyTooSlow(f"it took over {BODY_SECONDS:.0f} s")
+    with breaking_off(), gevent.Timeout(BODY_SECONDS, slow):
+        while left and (part := request.stream.read(left)):
+            parts.append(part)
+            left -= len(part)
     if not left:
         raise too_large
     body = b"".join(parts)
-    if len(body) < (request.content_length or 0):  # gunicorn reads such a body without a word
-        raise BadBody(f"the body broke off: {len(body)} of {request.content_length} bytes came")
+    check_length(len(body), request.content_length)
     return body
+
+
+@contextmanager
+def breaking_off() -> Iterator[None]:
+    """Turn what reading a body raises, when the client leaves or sends bad chunks, into BadBody."""
+    try:
+        yield
+    except (OSError, ValueError, ParseException, ClientDisconnected) as error:
+        raise BadBody(f"the body broke off or is badly chunked: {type(error).__name__}") from error
+
+
+def check_length(count: int, expected: int | None) -> None:
+    """Raise BadBody for a body of too few bytes: gunicorn reads such a one without a word."""
+    if count < (expected or 0):
+        raise BadBody(f"the body broke off: {count} of {expected} bytes came")

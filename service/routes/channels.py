@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -16,6 +15,8 @@ from service.event import FIRST_ID, EventId, ServiceEvent
 from service.frame import END, Frame
 from service.publication import Publication, Receipt
 from service.redis_store import RedisStore
+from service.routes.answers import json_answer
+from service.routes.items import Publish
 from service.routes.origins import Origins
 from service.sse import Parser
 
@@ -24,8 +25,6 @@ PAGE_EVENTS = 100
 
 MAX_REASON_LETTERS = 128
 """Longest reason of an end."""
-
-Publish = Callable[[list[Publication]], list[Receipt]]
 
 
 def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blueprint:
@@ -43,7 +42,7 @@ def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blu
     @routes.get("/channels/<channel>/events", provide_automatic_options=False)
     def events(channel: str) -> Response:
         """A page of the channel's history, oldest first."""
-        return _json(_history(store, check_channel(channel)))
+        return json_answer(_history(store, check_channel(channel)))
 
     @routes.post("/channels/<channel>/end", provide_automatic_options=False)
     def end(channel: str) -> Response:
@@ -54,7 +53,9 @@ def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blu
         except ChannelEnded:
             (tail,) = store.tails([channel])
             receipt = Receipt(tail.ended or FIRST_ID, replayed=True)
-        return _json({"id": str(receipt.id), "channel": channel, "replayed": receipt.replayed})
+        return json_answer(
+            {"id": str(receipt.id), "channel": channel, "replayed": receipt.replayed}
+        )
 
     @routes.delete("/channels/<channel>", provide_automatic_options=False)
     def forget(channel: str) -> Response:
@@ -111,8 +112,3 @@ def _limit() -> int:
 def _readable(frame: Frame) -> dict[str, Any]:
     (message,) = Parser().feed(frame.data)
     return {"id": message.id, "event": message.event, "data": message.data}
-
-
-def _json(body: Any) -> Response:
-    headers = {"Cache-Control": "no-store"}
-    return Response(json.dumps(body) + "\n", 200, headers, content_type="application/json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from flask import Response, request
+from flask import Blueprint, Response, request
 
 from service.errors import ForeignHost, ForeignOrigin
 from service.settings import LOOPBACK_HOSTS
@@ -20,6 +20,12 @@ class Origins:
     def __init__(self, allowed: Sequence[str], *, local: bool) -> None:
         self._allowed = frozenset(allowed)
         self._local = local
+
+    def guard(self, routes: Blueprint) -> Blueprint:
+        """Keep foreign pages from `routes`, all of which publish; return them."""
+        routes.before_request(self.check_publish)
+        routes.after_request(self.allow)
+        return routes
 
     def check_host(self) -> None:
         """Raise ForeignHost in local mode for a host that isn't this machine.

@@ -42,7 +42,7 @@ def answer(error: PushlineError) -> Response:
 
 def wants_event_stream() -> bool:
     """Whether the client is an EventSource or says that it is like one."""
-    return "text/event-stream" in request.headers.get("Accept", "")
+    return request.method == "GET" and "text/event-stream" in request.headers.get("Accept", "")
 
 
 def soft_refusal(error: Overloaded) -> Response:
@@ -64,6 +64,7 @@ def problem(error: PushlineError) -> Response:
         body["fix"] = error.fix
     if any(error.published):
         body["published"] = list(error.published)
+    body.update(error.members)
     response = Response(
         json.dumps(body) + "\n", error.status, content_type="application/problem+json"
     )

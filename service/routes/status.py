@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import gevent
 from flask import Blueprint, Response
 
 from service.broker import Broker
 from service.hub import Hub
+from service.routes.answers import json_answer
 
 ANSWER_SECONDS = 1.0
 """A Redis that takes longer for a PING is no use to publishers."""
@@ -21,7 +20,7 @@ def status_routes(hub: Hub, broker: Broker) -> Blueprint:
     @routes.get("/livez")
     def livez() -> Response:
         """200 while the worker turns; Redis has no part in it, as a restart would not mend it."""
-        return _json(200, {"live": True})
+        return json_answer({"live": True})
 
     @routes.get("/readyz")
     def readyz() -> Response:
@@ -33,11 +32,7 @@ def status_routes(hub: Hub, broker: Broker) -> Blueprint:
             reasons.append("redis_not_followed")
         if not gevent.with_timeout(ANSWER_SECONDS, broker.answers, timeout_value=False):
             reasons.append("redis_not_answering")
-        return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
+        body = {"ready": not reasons, "reasons": reasons}
+        return json_answer(body, 503 if reasons else 200)
 
     return routes
-
-
-def _json(status: int, body: dict[str, object]) -> Response:
-    headers = {"Cache-Control": "no-store"}
-    return Response(json.dumps(body) + "\n", status, headers, content_type="application/json")

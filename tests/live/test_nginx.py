@@ -46,18 +46,34 @@ http {{
         listen 127.0.0.1:{new_port};
         location / {{ proxy_pass {upstream}; proxy_http_version 1.1; }}
     }}
+    server {{
+        listen 127.0.0.1:{upload_port};
+        location / {{
+            proxy_pass {upstream};
+            proxy_http_version 1.1;
+            proxy_request_buffering off;
+            client_max_body_size 0;
+        }}
+    }}
 }}
 """
 
 
 class Nginx:
-    """A running nginx with two ports: `old` speaks HTTP/1.0 to the service, `new` HTTP/1.1."""
+    """A running nginx: its port `old` speaks HTTP/1.0 to the service, `new` and `upload` HTTP/1.1.
+
+    `upload` passes requests on as they arrive, the others when they are complete.
+    """
 
     def __init__(self, directory: Path, upstream: str) -> None:
         self.directory = directory
-        self.old, self.new = free_port(), free_port()
+        self.old, self.new, self.upload = free_port(), free_port(), free_port()
         text = CONFIGURATION.format(
-            directory=directory, upstream=upstream, old_port=self.old, new_port=self.new
+            directory=directory,
+            upstream=upstream,
+            old_port=self.old,
+            new_port=self.new,
+            upload_port=self.upload,
         )
         (directory / "nginx.conf").write_text(text)
         self.process = subprocess.Popen(
@@ -260,6 +276,34 @@ def test_publish_through_nginx(nginx: Nginx, channel: str) -> None:
                 request = request_bytes("POST", f"/channels/{channel}", b"\xff")
                 connection.ask(request).problem(400, "bad_body")
         assert event_data(client.events(4, 5)) == ["one", "two"] * 2
+
+
+def start_upload(port: int, path: str) -> RawConnection:
+    """Begin a chunked request whose body is still to come."""
+    head = request_bytes("PUT", path, None, Transfer_Encoding="chunked")
+    return RawConnection(port).send(head)
+
+
+def test_uploads_through_nginx(nginx: Nginx, channel: str) -> None:
+    """Without nginx's buffers lines pass at once, and so does the answer to a bad one; with them
+    an upload arrives as a whole, which is no help but no harm either.
+    """
+    path = f"/channels/{channel}"
+    with stream(nginx.new, channel, address="10.7.0.1") as client:
+        opened(client)
+        with start_upload(nginx.upload, path) as upload:
+            for data in ("one", "two"):
+                upload.send(b"4\r\n" + data.encode() + b"\n\r\n")
+                assert client.next_event(5).data == data
+            assert upload.ask(b"0\r\n\r\n").json()["events"] == 2
+        with start_upload(nginx.upload, path) as upload:
+            problem = upload.ask(b"4\r\nx\n\xff\n\r\n").problem(400, "bad_body")
+            assert (problem["line"], client.next_event(5).data) == (2, "x")
+        with start_upload(nginx.new, path) as upload:
+            upload.send(b"4\r\nall\n\r\n")
+            assert client.events_within(0.5) == []
+            assert upload.ask(b"0\r\n\r\n").json()["events"] == 1
+            assert client.next_event(5).data == "all"
 
 
 def test_drain_through_nginx(shared_valkey: Valkey, tmp_path: Path, channel: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.live_server import LiveService, until
+from tests.sse_client import SseClient, event_data
 from tests.valkey import free_port
 
 pytestmark = pytest.mark.live
@@ -23,11 +24,12 @@ COMMANDS = re.findall(
 )
 
 
-def typed(command: str, live: LiveService, seconds: float) -> str:
+def typed(command: str, live: LiveService, seconds: float, cwd: Path = ROOT) -> str:
     """The output of a README command, sent to the live service; a stream is left after a while."""
     command = command.replace("http://127.0.0.1:8000", live.url)
     shell = subprocess.Popen(
         ["timeout", str(seconds), "bash", "-c", command],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -57,6 +59,16 @@ def test_the_readme_curls_publish_and_stream(live: LiveService) -> None:
 
     assert f"id: {ids[0]}\ndata: hello\n" in seen
     assert f"event: price\nid: {ids[1]}\ndata: {{" in seen
+
+
+def test_the_readme_uploads_a_log(live: LiveService, tmp_path: Path) -> None:
+    """The README's `tail -f log | curl` publishes what the log has while tail goes on."""
+    (command,) = re.findall(r"^tail -f log \| curl .*$", (ROOT / "README.md").read_text(), re.M)
+    (tmp_path / "log").write_text("one\ntwo\n")
+    with SseClient.connect(f"{live.url}/stream?channel=log") as client:
+        client.wait_body(b"\n\n", 5)
+        assert typed(command, live, 2, tmp_path) == "", "there is no answer before the end"
+        assert event_data(client.events(2, 5)) == ["one", "two"]
 
 
 def test_make_run_serves_from_a_fresh_clone(tmp_path: Path) -> None:

@@ -79,3 +79,26 @@ def test_a_drained_stream_over_tls_ends_cleanly(tls_service: LiveService) -> Non
     assert client.ended is End.TERMINATED
     assert bytes(client.body).endswith(b"\n\n")
     assert bytes(client.body).count(b"retry: ") == 2
+
+
+def test_an_upload_over_tls(tls_service: LiveService) -> None:
+    """Its lines go out at once, and a drain ends it with the line from which to go on."""
+    assert tls_service.tls is not None
+    client = stream(tls_service, "tls-upload")
+    client.wait_body(b"\n\n", 5)
+    plain = socket.create_connection(("127.0.0.1", tls_service.port), 5)
+    with tls_service.tls.wrap_socket(plain, server_hostname="localhost") as upload:
+        upload.sendall(
+            b"PUT /channels/tls-upload HTTP/1.1\r\nHost: localhost\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        for data in ("one", "two"):
+            upload.sendall(b"4\r\n" + data.encode() + b"\n\r\n")
+            assert client.next_event(5).data == data
+        tls_service.signal(signal.SIGTERM)
+        answer = b"".join(iter(lambda: upload.recv(10_000), b""))
+    client.close()
+    tls_service.wait(15)
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b'"line": 3, "events": 2}\n')

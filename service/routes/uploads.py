@@ -1,0 +1,203 @@
+"""PUT /channels/<channel> and PUT /publish: each line is an event, published as it arrives."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+import gevent
+from flask import Blueprint, Response, after_this_request, request
+from gevent.lock import Semaphore
+
+from service.channels import check_channel
+from service.errors import BadParameter, Draining, PushlineError, RedisPoolBusy
+from service.event import EventId
+from service.publication import Publication, Receipt
+from service.routes.answers import json_answer
+from service.routes.bodies import check_type
+from service.routes.items import (
+    MAX_BATCH_DELIVERIES,
+    MAX_BATCH_FACTOR,
+    Publish,
+    TextOptions,
+    parse,
+    publication,
+)
+from service.routes.lines import Arrivals, decode, split
+from service.routes.origins import Origins
+
+BATCH_EVENTS = 100
+"""Events in one call: a thousand are no faster, and hold up the worker's other work for 80 ms."""
+
+TURN_SECONDS = 10.0
+"""How long an upload waits for the others; a worker that is so far behind has too many."""
+
+FINISH_SECONDS = 2.0
+"""How long a drained upload may take to publish what has arrived."""
+
+DISCARD_SECONDS = 2.0
+"""How long a refused upload is read on: a close with unread bytes would destroy the answer."""
+
+ReadLine = Callable[[bytes], Publication | None]
+"""Makes a line an event, or nothing of one that is skipped. Raises PushlineError."""
+
+
+def upload_routes(uploads: Uploads, origins: Origins) -> Blueprint:
+    """The routes of uploads; routes/publish.py answers their preflights."""
+    routes = origins.guard(Blueprint("uploads", __name__))
+
+    @routes.put("/channels/<channel>", provide_automatic_options=False)
+    def upload_texts(channel: str) -> Response:
+        """Publish each line of the body as one event."""
+        return uploads.receive_texts(channel)
+
+    @routes.put("/publish", provide_automatic_options=False)
+    def upload_items() -> Response:
+        """Publish the JSON object on each line of the body."""
+        return uploads.receive_items()
+
+    return routes
+
+
+class Uploads:
+    """The uploads of this worker.
+
+    They publish in turns, `at_once` of them at a time: a few busy ones would else keep all of the
+    worker's connections to Redis, and every other publish would be refused.
+    """
+
+    def __init__(self, publish: Publish, max_event_bytes: int, at_once: int) -> None:
+        self._publish = publish
+        self._turns = Semaphore(at_once)
+        self._max_event_bytes = max_event_bytes
+        self._max_item_bytes = max_event_bytes * MAX_BATCH_FACTOR
+        self._running: set[Arrivals] = set()
+        self._deadline = math.inf
+
+    def drain(self) -> None:
+        """Refuse new uploads, and end those that run once they have published what has arrived."""
+        self._deadline = time.monotonic() + FINISH_SECONDS
+        for body in self._running:
+            body.end(Draining())
+
+    def receive_texts(self, channel: str) -> Response:
+        """Publish each line of this request's body to `channel`."""
+
+        def prepare() -> ReadLine:
+            check_channel(channel)
+            options = TextOptions.of_request()
+            options.publication(channel, "")  # what is wrong with them is told before any line
+            return lambda line: options.publication(channel, decode(line, self._max_event_bytes))
+
+        return self._receive(prepare, self._max_event_bytes)
+
+    def receive_items(self) -> Response:
+        """Publish the JSON object on each line of this request's body."""
+        return self._receive(lambda: self._read_item, self._max_item_bytes)
+
+    def _read_item(self, line: bytes) -> Publication | None:
+        text = decode(line, self._max_item_bytes)
+        return publication(parse(text), self._max_event_bytes) if text.strip(" \t\r") else None
+
+    def _receive(self, prepare: Callable[[], ReadLine], max_bytes: int) -> Response:
+        body = Arrivals(request.stream, request.content_length)
+        after_this_request(partial(_let_the_client_see_errors, body))
+        upload = Upload(self._publish_in_turn)
+        try:
+            self._check()
+            read_line = prepare()
+            self._running.add(body)
+            for lines in split(body.take, max_bytes):
+                upload.publish(lines, read_line)
+        except PushlineError as error:
+            error.published = ()
+            error.members.update(line=upload.line, events=upload.events)
+            raise
+        finally:
+            self._running.discard(body)
+        last_id = str(upload.last_id) if upload.last_id else None
+        return json_answer(
+            {"events": upload.events, "replayed": upload.replayed, "last_id": last_id}
+        )
+
+    def _publish_in_turn(self, publications: list[Publication]) -> list[Receipt]:
+        if not self._turns.acquire(timeout=TURN_SECONDS):
+            raise RedisPoolBusy
+        try:
+            if time.monotonic() > self._deadline:
+                raise Draining
+            return self._publish(publications)
+        finally:
+            self._turns.release()
+            gevent.sleep(0)  # the next one's turn: who asks first after a release gets it
+
+    def _check(self) -> None:
+        if self._deadline < math.inf:
+            raise Draining
+        check_type()
+        if "Idempotency-Key" in request.headers:
+            raise BadParameter(
+                "one Idempotency-Key can't stand for many events",
+                fix="PUT JSON objects to /publish, one per line, each with its idempotency_key",
+            )
+
+
+def _let_the_client_see_errors(body: Arrivals, response: Response) -> Response:
+    # It is still sending: a close with unread bytes would be a reset, which destroys the answer.
+    if response.status_code >= 400:
+        response.headers["Connection"] = "close"
+        response.call_on_close(lambda: body.discard(DISCARD_SECONDS))
+    return response
+
+
+class Upload:
+    """How far one upload is; `line` is the number of the first that isn't published for certain."""
+
+    def __init__(self, publish: Publish) -> None:
+        self.line = 1
+        self.events = 0
+        self.replayed = 0
+        self.last_id: EventId | None = None
+        self._publish = publish
+
+    def publish(self, lines: list[bytes], read_line: ReadLine) -> None:
+        """Publish `lines` in order; those before a bad one go out.
+
+        Raises what `read_line` does for the first bad one, and what publishing raises.
+        """
+        after = self.line + len(lines)
+        batch: list[tuple[int, Publication]] = []
+        deliveries = 0
+        for number, line in enumerate(lines, self.line):
+            try:
+                event = read_line(line)
+            except PushlineError as error:
+                self._send(batch, number)
+                error.detail = f"line {number} of the upload: {error.detail}"
+                raise
+            if event is None:
+                continue
+            deliveries += len(event.channels)
+            if len(batch) == BATCH_EVENTS or deliveries > MAX_BATCH_DELIVERIES:
+                self._send(batch, number)
+                batch, deliveries = [], len(event.channels)
+            batch.append((number, event))
+        self._send(batch, after)
+
+    def _send(self, batch: list[tuple[int, Publication]], next_line: int) -> None:
+        """Publish a batch, which is all that there is before `next_line`."""
+        if batch:
+            try:
+                receipts = self._publish([event for _, event in batch])
+            except PushlineError as error:
+                # Of a batch those behind the first that failed may have gone out too.
+                out = [event_id is not None for event_id in error.published]
+                self.events += sum(out)
+                self.line = batch[[*out, False].index(False)][0]
+                raise
+            self.events += len(receipts)
+            self.replayed += sum(receipt.replayed for receipt in receipts)
+            self.last_id = receipts[-1].id
+        self.line = next_line
