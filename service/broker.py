@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from service.errors import NotFollowing, RedisError
+from service.errors import NotFollowing, RedisChanged, RedisError
 from service.event import EventId
 from service.follower import Follower
 from service.following import Following
@@ -72,9 +72,20 @@ class Broker:
     def publish(self, publications: Sequence[Publication]) -> list[Receipt]:
         """Publish events in order; returns once Redis has accepted them all.
 
-        Never retried here. Raises as RedisStore.publish does.
+        Never repeated, but where Redis says that it took none. Raises as RedisStore.publish does.
         """
-        return self._store.publish(publications, self._follower.position)
+        follower = self._follower
+        try:
+            return self._store.publish(publications, follower.position, follower.born)
+        except RedisChanged as error:
+            if any(error.published):
+                raise
+            self._store.renew()  # these connections lead to an old master, or else the link does
+        try:
+            return self._store.publish(publications, follower.position, follower.born)
+        except RedisChanged:
+            follower.check_soon()
+            raise
 
     # -- follow --------------------------------------------------------------------------------
 
@@ -164,7 +175,8 @@ class Broker:
                 # Whatever is wrong with one batch, the worker must go on following Redis.
                 log.exception("a message from Redis could not be delivered")
                 with contextlib.suppress(Exception):  # what has failed may fail again
-                    self._receiver.reset(sorted(self._following), Loss.LOST, None)
+                    position = self._follower.position
+                    self._receiver.reset(sorted(self._following), Loss.LOST, None, position)
                 self._lost("delivery failed")
             if not self._stopped:
                 time.sleep(backoff.next())
@@ -178,6 +190,7 @@ class Broker:
     def _serve(self, link: RedisLink, backoff: Backoff) -> None:
         try:
             self._link = link
+            self._store.renew()
             self._follower.start(link)
             self._caught_up = True
             backoff.reset()

@@ -77,7 +77,7 @@ class RedisNames:
 
     def idempotency(self, channels: Iterable[str], key: str) -> str:
         """The key of what was published to `channels` under an Idempotency-Key."""
-        return self._key(f"i:{','.join(channels)}:{key}")
+        return self._key(f"i:{','.join(channels)}/{key}")  # the slash is in no channel's name
 
     def _key(self, name: str) -> str:
         # Keys keep a prefix even where pub/sub channels have none.

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from service.channel_end import last_publication
 from service.channels import RedisNames, check_channel, check_channels
 from service.embedded import running_url
 from service.errors import BadEvent, EventTooLarge, RedisDown, RedisError
-from service.event import FIRST_ID, Event, EventId, ServiceEvent
+from service.event import FIRST_ID, Event, EventId
 from service.follower import Follower
 from service.following import Following
-from service.frame import END, Frame
+from service.frame import Frame
 from service.publication import Publication
 from service.receiver import Receiver
 from service.recent import RecentEvents
@@ -89,8 +90,7 @@ class MessagePublisher:
 
         Raises as `publish_message` does, ChannelEnded if it is finished already.
         """
-        data = json.dumps({"channel": self._channels[0], "reason": reason})
-        return self._publish(Publication(ServiceEvent(data, END), self._channels, ends=True))
+        return self._publish(last_publication(self._channels[0], reason))
 
     def _publish(self, publication: Publication) -> str:
         if len(publication.event.data.encode()) > self._max_event_bytes:
@@ -239,15 +239,23 @@ class MessageSubscriber:
             if frame.id is not None:
                 if frame.id <= self._delivered:
                     if frame.prev is not None and frame.id < self._delivered:
-                        self._reset([channel], Loss.LOST, None)  # too late to be in order
+                        # Too late to be in order.
+                        self._reset([channel], Loss.LOST, None, self._position)
                     continue  # else the copy for another channel
                 self._delivered = frame.id
                 self._position = max(self._position, frame.id)
             for message in self._parser.feed(frame.data):
                 self._waiting.append((message, self._position))
 
-    def _reset(self, channels: Sequence[str], loss: Loss, oldest: EventId | None) -> None:
-        position = self._position = max(self._position, self._follower.position)
+    def _reset(
+        self, channels: Sequence[str], loss: Loss, oldest: EventId | None, until: EventId
+    ) -> None:
+        if loss is Loss.UNKNOWN:  # the position is none of this Redis's, and may be ahead of it
+            self._delivered = self._position = FIRST_ID
+        self._position = max(self._position, self._follower.position)
+        if len(channels) == len(self._channels):
+            self._position = max(self._position, until)
+        position = self._position
         frame = reset_frame(position, channels, loss, oldest)
         for message in self._parser.feed(frame.data):
             self._waiting.append((message, position))

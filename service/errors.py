@@ -25,6 +25,7 @@ PushlineError                     500 internal
 `- RedisError                     503 redis_error
    |- RedisDown                   503 redis_down         nothing was published
    |- RedisPoolBusy                503 redis_pool_busy    nothing was published
+   |- RedisChanged                503 redis_changed      nothing was published
    |- RedisRefused                503 redis_readonly, redis_loading, redis_out_of_memory, redis_busy
    `- OutcomeUnknown              503 outcome_unknown    it may have been published
 """
@@ -250,6 +251,13 @@ class RedisPoolBusy(RedisError):
 
     code = "redis_pool_busy"
     title = "All connections to Redis are in use, so nothing was published"
+
+
+class RedisChanged(RedisError):
+    """Redis holds another data set than the one that is followed: nothing was published."""
+
+    code = "redis_changed"
+    title = "Redis has changed, as after a failover, so nothing was published"
 
 
 class RedisRefused(RedisError):

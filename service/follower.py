@@ -11,20 +11,19 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from service.event import FIRST_ID, EventId
 from service.following import Following
 from service.frame import FORGET, Frame
 from service.marks import Mark
+from service.missed import Missed
 from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_address import LinkLost
 from service.redis_link import RedisLink
 from service.redis_replies import Tail
 from service.redis_store import RedisStore
-from service.replay import Replay
-from service.reset import Loss
 
 log = logging.getLogger("pushline.redis")
 
@@ -59,7 +58,7 @@ class Follower:
         self._store = store
         self._following = following
         self._recent = recent
-        self._tail_seconds = tail_seconds
+        self._missed = Missed(store, following, recent, tail_seconds, receiver)
         self._receiver = receiver
         self._mark_due: tuple[str, float] | None = None
         self._check_token = ""
@@ -71,6 +70,7 @@ class Follower:
         Raises OSError and RedisError.
         """
         self._mark_due = None
+        self._store.renew()
         self._check_at = time.monotonic() + CHECK_SECONDS
         later, confirmed = self._catch_up(link)
         self._take(later)
@@ -82,6 +82,10 @@ class Follower:
         self._take(frames)
         self._confirm_late(confirmed)
         self._look_after(link)
+
+    def check_soon(self) -> None:
+        """Have it proved with the next step that the link still leads to the Redis that counts."""
+        self._check_at = 0.0
 
     def stop(self) -> None:
         """The link is lost: no channel is ready any more, and unused ones are forgotten."""
@@ -184,7 +188,7 @@ class Follower:
             _, ended, forgotten = tails[channel]
             self._recent.drop(channel, forgotten or FIRST_ID)
             # One above the position is still to come.
-            self._recent.set_ended(channel, ended is not None and ended <= position)
+            self._recent.set_ended(channel, ended if ended and ended <= position else None)
             followed.ready.set()
 
     def _read_tails(self, channels: Sequence[str]) -> dict[str, Tail]:
@@ -199,8 +203,7 @@ class Follower:
         held = self._await_confirmations(link)
         mark, later, confirmed_late = self._await_mark(link, held)
         self.born = mark.born
-        self._replay(mark)
-        self._move_to(mark.id)
+        self._missed.deliver(mark, self._move_to)
         self._begin_new(mark.id)
         return later, confirmed_late
 
@@ -235,37 +238,6 @@ class Follower:
             held += frames
             _check_deadline(deadline)
 
-    def _replay(self, mark: Mark) -> None:
-        """Deliver what is stored above the last events delivered, up to the mark."""
-        missed = {
-            channel: followed.last
-            for channel, followed in self._following.items()
-            if followed.confirmed and followed.last is not None
-        }
-        replay = Replay(self._store, missed, mark.born, self._tail_seconds, until=mark.id)
-        for page in replay.pages():
-            self._receiver.deliver(page)
-            for channel, frame in page:
-                self._set_last(channel, frame.id)  # so that a failure in the middle repeats nothing
-        for channel in missed:
-            self._set_last(channel, mark.id)
-        self._report(replay.lost, replay.oldest, mark.id)
-
-    def _set_last(self, channel: str, last: EventId | None) -> None:
-        if (followed := self._following.get(channel)) is not None:
-            followed.last = last
-
-    def _report(self, lost: Mapping[str, Loss], oldest: EventId | None, position: EventId) -> None:
-        """Say of which channels something is missing; they begin anew at `position`."""
-        self._move_to(position)
-        for channel in lost:
-            self._recent.begin(channel, position)
-        for loss in Loss:
-            channels = sorted(channel for channel, reason in lost.items() if reason is loss)
-            if channels:
-                log.warning("events of %d channels may be missing: %s", len(channels), loss.value)
-                self._receiver.reset(channels, loss, oldest)
-
     # -- looking after the link ----------------------------------------------------------------
 
     def _look_after(self, link: RedisLink) -> None:
@@ -287,8 +259,11 @@ class Follower:
         for channel, tail in self._read_tails(list(known)).items():
             if tail.id is not None and known[channel] < tail.id <= position:
                 raise LinkLost(f"the last event of {channel} did not come")
-            # So that a tail that expires in a long silence is no loss.
-            self._set_last(channel, max(known[channel], position))
+            followed = self._following.get(channel)
+            # So that a tail that expires in a long silence is no loss. One above the mark is of an
+            # event still to come, which tells by its `prev` whether any before it is missing.
+            if followed is not None and (tail.id is None or tail.id <= position):
+                followed.last = max(known[channel], position)
 
 
 def _check_deadline(deadline: float) -> None:

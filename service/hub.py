@@ -12,11 +12,13 @@ import gevent
 from gevent.lock import Semaphore
 
 from service.batch import Batch
+from service.channel_end import last_frame
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
+from service.heartbeat import Heartbeat
 from service.recent import RecentEvents
 from service.reset import Loss, reset_frame
-from service.sse import HEARTBEAT, encode_ping, encode_position, encode_retry
+from service.sse import encode_retry
 from service.subscriber import Ending, Subscriber
 from service.view import Selection, Share, View
 
@@ -31,12 +33,6 @@ REST_AFTER_SECONDS = 0.001
 
 LONGEST_REST_SECONDS = 0.050
 """The longest that a fan-out waits for the rest of the worker's work."""
-
-POSITION_SECONDS = 60
-"""How often a view's cursor is refreshed by an `id:` block."""
-
-HEARTBEAT_JITTER = 0.2
-"""A view's heartbeat comes up to this share earlier than it must."""
 
 TICK_SECONDS = 0.25
 """How often heartbeats, stalled streams and a drain are looked at."""
@@ -68,7 +64,8 @@ class Hub:
         self.hold = hold
         self.streams = 0
         self._recent = recent or RecentEvents()
-        self._heartbeat_seconds = heartbeat_seconds
+        # A tick earlier, as heartbeats are looked at no more often.
+        self._heartbeat = Heartbeat(heartbeat_seconds - TICK_SECONDS)
         self._send_timeout_seconds = send_timeout_seconds
         self._retry_milliseconds = retry_milliseconds
         self._views: dict[Selection, View] = {}
@@ -85,7 +82,7 @@ class Hub:
         if view is None:
             view = self._views[selection] = View(selection, time.monotonic())
             view.last_id = self.position_of(selection.channels)
-            self._plan_heartbeat(view)
+            self._heartbeat.plan(view)
             for channel in selection.channels:
                 self._views_of.setdefault(channel, set()).add(view)
         self.streams += 1
@@ -123,7 +120,7 @@ class Hub:
             touched = self._collect(frames)
             own_seconds = self._fan_out(chain.from_iterable(view.take() for view in touched))
         for view in touched:
-            self._plan_heartbeat(view)
+            self._heartbeat.plan(view)
             if self._recent.all_ended(view.selection.channels):
                 self._end_all(view)
         self._rest(own_seconds)
@@ -149,7 +146,7 @@ class Hub:
                     touched[view] = None
                 elif frame.prev is not None and frame.id is not None and frame.id < view.last_id:
                     # It comes too late to be in order, so it is as good as lost: say so.
-                    view.push(self._reset_frame(view, [channel], Loss.LOST, None))
+                    view.push(self._reset_frame(view, [channel], Loss.LOST))
                     touched[view] = None
         return touched
 
@@ -170,31 +167,43 @@ class Hub:
         """
         return self.position if self._have_newest.isdisjoint(channels) else self._newest
 
-    def _end_all(self, view: View) -> None:
+    def _end_all(self, view: View, farewell: bytes = b"") -> None:
         for subscriber in tuple(view.subscribers):
-            subscriber.finish(Ending.CHANNEL_ENDED)
+            subscriber.finish(Ending.CHANNEL_ENDED, farewell)
 
     def advance(self, position: EventId) -> None:
         """Note that everything up to `position` has been delivered."""
         self.position = max(self.position, position)
         self._newest = max(self._newest, position)
 
-    def reset(self, channels: Sequence[str], loss: Loss, oldest: EventId | None) -> None:
-        """Tell the streams of `channels` that events may be missing, and why."""
+    def reset(
+        self, channels: Sequence[str], loss: Loss, oldest: EventId | None, until: EventId
+    ) -> None:
+        """Tell the streams of `channels` that events may be missing, and why.
+
+        None of theirs up to `until` will come, so who follows nothing else goes on from there.
+        """
         lost = set(channels)
         with self._fan_out_turn:
             touched = []
             for view in self._views.values():
                 concerned = [one for one in view.selection.channels if one in lost]
                 if concerned:
-                    view.push(self._reset_frame(view, concerned, loss, oldest))
+                    least = until if len(concerned) == len(view.selection.channels) else FIRST_ID
+                    view.push(self._reset_frame(view, concerned, loss, oldest, least))
                     touched.append(view)
             self._fan_out(chain.from_iterable(view.take() for view in touched))
 
     def _reset_frame(
-        self, view: View, channels: Sequence[str], loss: Loss, oldest: EventId | None
+        self,
+        view: View,
+        channels: Sequence[str],
+        loss: Loss,
+        oldest: EventId | None = None,
+        least: EventId = FIRST_ID,
     ) -> Frame:
-        return reset_frame(self.position_of(view.selection.channels), channels, loss, oldest)
+        position = max(self.position_of(view.selection.channels), least)
+        return reset_frame(position, channels, loss, oldest)
 
     def _fan_out(self, work: Iterable[Share]) -> float:
         """Write batches to their receivers; returns the seconds spent here alone."""
@@ -234,28 +243,27 @@ class Hub:
     def beat(self, now: float) -> None:
         """Send a heartbeat to each view that was quiet for long enough."""
         due = [view for view in self._views.values() if view.heartbeat_at <= now]
+        for view in due:
+            self._end_if_over(view)
         for start in range(0, len(due), SLICE_WRITES):
             views = due[start : start + SLICE_WRITES]
             with self._fan_out_turn:
                 self._fan_out(
-                    Share(self._heartbeat(view, now), tuple(view.subscribers)) for view in views
+                    Share(self._beat_of(view, now), tuple(view.subscribers)) for view in views
                 )
             for view in views:
-                self._plan_heartbeat(view)
+                self._heartbeat.plan(view)
             gevent.sleep(0)
 
-    def _heartbeat(self, view: View, now: float) -> Batch:
-        visible = view.selection.visible_pings
-        data = encode_ping(time.time_ns() // 1_000_000) if visible else HEARTBEAT
-        position = self.position_of(view.selection.channels)
-        if now >= view.position_at and position > FIRST_ID:
-            view.position_at = now + POSITION_SECONDS
-            data += encode_position(position)
-        return Batch(data)
+    def _end_if_over(self, view: View) -> None:
+        """End the streams of channels whose `$end` was lost with all that came before it."""
+        channels = view.selection.channels
+        if self._recent.all_ended(channels):
+            ends = [last_frame(channel, end) for end, channel in self._recent.ends(channels)]
+            self._end_all(view, b"".join(frame.data for frame in ends))
 
-    def _plan_heartbeat(self, view: View) -> None:
-        silence = self._heartbeat_seconds * random.uniform(1 - HEARTBEAT_JITTER, 1)
-        view.heartbeat_at = time.monotonic() + silence - TICK_SECONDS
+    def _beat_of(self, view: View, now: float) -> Batch:
+        return self._heartbeat.batch(view, self.position_of(view.selection.channels), now)
 
     # -- drain ---------------------------------------------------------------------------------
 

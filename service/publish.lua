@@ -7,16 +7,18 @@
 -- KEYS[3+] for each channel two: its history, a stream, and its tail, a hash in which `id` is the
 --          id of the last stored event and `ended` is set once the channel is finished
 -- ARGV[1]  floor: the highest id the caller has seen
--- ARGV[2]  the event's name, or ''
--- ARGV[3]  what stands before the id line of the frame
--- ARGV[4]  what stands after it
--- ARGV[5]  seconds after which a replay skips the event, or ''
--- ARGV[6]  hash of all fields, for the idempotency record
--- ARGV[7]  seconds that the idempotency record lives
--- ARGV[8]  1 if this is the channels' last event, else 0
--- ARGV[9+] for each channel four: its Redis pub/sub channel, how many events it keeps (0: this one
+-- ARGV[2]  `born` of the data set that the caller follows, or ''
+-- ARGV[3]  the event's name, or ''
+-- ARGV[4]  what stands before the id line of the frame
+-- ARGV[5]  what stands after it
+-- ARGV[6]  seconds after which a replay skips the event, or ''
+-- ARGV[7]  hash of all fields, for the idempotency record
+-- ARGV[8]  seconds that the idempotency record lives
+-- ARGV[9]  1 if this is the channels' last event, else 0
+-- ARGV[10+] for each channel four: its Redis pub/sub channel, how many events it keeps (0: this one
 --          is not stored), for how many seconds, and how many its tail lives
--- Returns the id and 1 if it is an earlier call's. Errors: CONFLICT, ENDED <place of the channel>.
+-- Returns the id and 1 if it is an earlier call's. Errors: CHANGED, CONFLICT, ENDED <place of the
+-- channel>.
 --
 -- Ids increase strictly over all channels, also when the machine's clock goes back; a floor more
 -- than a day ahead of it is ignored, as it can only be a mistake.
@@ -35,9 +37,12 @@ local function later(a, b)
   return b
 end
 
+local clock = redis.call('HMGET', KEYS[1], 'id', 'born')
+-- An old master that doesn't know yet that it is none any more would take what nobody will get.
+if ARGV[2] ~= '' and clock[2] and clock[2] ~= ARGV[2] then return redis.error_reply('CHANGED') end
 if KEYS[2] ~= '' then
   local stored = redis.call('HMGET', KEYS[2], 'id', 'hash')
-  if stored[1] and stored[2] ~= ARGV[6] then return redis.error_reply('CONFLICT') end
+  if stored[1] and stored[2] ~= ARGV[7] then return redis.error_reply('CONFLICT') end
   if stored[1] then return {stored[1], 1} end
 end
 for i = 3, #KEYS, 2 do
@@ -48,7 +53,6 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local clock = redis.call('HMGET', KEYS[1], 'id', 'born')
 local last, sequence = parse(clock[1])
 local floor, floor_sequence = parse(ARGV[1])
 local behind = floor > last or (floor == last and floor_sequence > sequence)
@@ -80,29 +84,29 @@ local function previous(history, tail, tail_seconds)
   return later(born, forgotten)
 end
 
-local frame = ARGV[3] .. 'id: ' .. id .. '\n' .. ARGV[4]
-local deadline = ARGV[5] ~= '' and string.format('%.0f', now + ARGV[5] * 1000) or ''
-for i = 9, #ARGV, 4 do
-  local history, tail = KEYS[3 + (i - 9) / 2], KEYS[4 + (i - 9) / 2]
+local frame = ARGV[4] .. 'id: ' .. id .. '\n' .. ARGV[5]
+local deadline = ARGV[6] ~= '' and string.format('%.0f', now + ARGV[6] * 1000) or ''
+for i = 10, #ARGV, 4 do
+  local history, tail = KEYS[3 + (i - 10) / 2], KEYS[4 + (i - 10) / 2]
   local keep, seconds, tail_seconds = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   local prev = '-'
   if keep > 0 then
     prev = previous(history, tail, tail_seconds)
-    redis.call('XADD', history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', ARGV[2],
+    redis.call('XADD', history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', ARGV[3],
       'frame', frame, 'deadline', deadline)
     redis.call('EXPIRE', history, seconds)
     redis.call('HSET', tail, 'id', id)
     redis.call('EXPIRE', tail, tail_seconds)
     if deadline ~= '' then prev = prev .. '/' .. deadline end
   end
-  if ARGV[8] == '1' then redis.call('HSET', tail, 'ended', id) end
+  if ARGV[9] == '1' then redis.call('HSET', tail, 'ended', id) end
   -- Who has one copy must know that others are on the way.
   local more = i + 4 <= #ARGV and '+' or ''
   redis.call('PUBLISH', ARGV[i],
-    '\255P1 ' .. id .. ' ' .. prev .. more .. ' ' .. ARGV[2] .. '\n' .. frame)
+    '\255P1 ' .. id .. ' ' .. prev .. more .. ' ' .. ARGV[3] .. '\n' .. frame)
 end
 if KEYS[2] ~= '' then
-  redis.call('HSET', KEYS[2], 'id', id, 'hash', ARGV[6])
-  redis.call('EXPIRE', KEYS[2], ARGV[7])
+  redis.call('HSET', KEYS[2], 'id', id, 'hash', ARGV[7])
+  redis.call('EXPIRE', KEYS[2], ARGV[8])
 end
 return {id, 0}

@@ -14,9 +14,10 @@ class Receiver(NamedTuple):
     """Who gets what a follower brings.
 
     `deliver` gets events in the order of their ids; `advance` the id up to which all have been
-    delivered; `reset` the channels of which events may be missing, why, and the oldest one kept.
+    delivered; `reset` the channels of which events may be missing, why, the oldest one kept, and
+    the id up to which none of them comes any more.
     """
 
     deliver: Callable[[Iterable[tuple[str, Frame]]], None]
     advance: Callable[[EventId], None]
-    reset: Callable[[Sequence[str], Loss, EventId | None], None]
+    reset: Callable[[Sequence[str], Loss, EventId | None, EventId], None]

@@ -14,9 +14,12 @@ EVENTS_PER_CHANNEL = 256
 BYTES_IN_ALL = 67_108_864
 """Memory of a worker for all channels; the channels that were quiet longest give way."""
 
+FRAME_BYTES = 500
+"""What an event takes besides its bytes: its object, two ids, its name, its place."""
+
 
 class _Channel:
-    """All stored events of a channel with ids above `since`, and whether it is finished."""
+    """All stored events of a channel with ids above `since`, and the id of its end, if any."""
 
     __slots__ = ("ended", "frames", "since", "size")
 
@@ -24,7 +27,7 @@ class _Channel:
         self.since = since
         self.frames: deque[Frame] = deque()
         self.size = 0
-        self.ended = False
+        self.ended: EventId | None = None
 
 
 class RecentEvents:
@@ -58,9 +61,9 @@ class RecentEvents:
             return
         self.version += 1
         known.frames.append(frame)
-        known.ended = frame.name == END
-        known.size += len(frame.data)
-        self._size += len(frame.data)
+        known.ended = frame.id if frame.name == END else None
+        known.size += len(frame.data) + FRAME_BYTES
+        self._size += len(frame.data) + FRAME_BYTES
         self._channels.move_to_end(channel)
         if len(known.frames) > EVENTS_PER_CHANNEL:
             self._drop_oldest(known)
@@ -70,35 +73,41 @@ class RecentEvents:
     def drop(self, channel: str, until: EventId) -> None:
         """Drop the events of `channel` up to `until`, and its end: they are forgotten."""
         known = self._channels.get(channel)
-        if known is None or until <= known.since:
+        if known is None or until == FIRST_ID:
             return
         self.version += 1
         while known.frames and (known.frames[0].id or FIRST_ID) <= until:
             self._drop_oldest(known)
-        known.since = until
-        known.ended = known.ended and bool(known.frames)
+        known.since = max(known.since, until)
+        if known.ended is not None and known.ended <= until:
+            known.ended = None
 
     def _drop_oldest(self, known: _Channel) -> None:
         oldest = known.frames.popleft()
         assert oldest.id is not None
         known.since = oldest.id
-        known.size -= len(oldest.data)
-        self._size -= len(oldest.data)
+        known.size -= len(oldest.data) + FRAME_BYTES
+        self._size -= len(oldest.data) + FRAME_BYTES
 
     def _make_room(self) -> None:
         for known in self._channels.values():
             while known.frames and self._size > self._at_most_bytes:
                 self._drop_oldest(known)
 
-    def set_ended(self, channel: str, ended: bool) -> None:
-        """Note whether the channel is finished, where no event has told."""
+    def set_ended(self, channel: str, ended: EventId | None) -> None:
+        """Note the id of the channel's end, or that it has none, where no event has told."""
         if (known := self._channels.get(channel)) is not None:
             known.ended = ended
 
     def all_ended(self, channels: Iterable[str]) -> bool:
         """Whether all of `channels` are followed and finished."""
         known = [self._channels.get(channel) for channel in channels]
-        return all(one is not None and one.ended for one in known)
+        return all(one is not None and one.ended is not None for one in known)
+
+    def ends(self, channels: Iterable[str]) -> list[tuple[EventId, str]]:
+        """The ends of those of `channels` that are finished, in order."""
+        known = [(self._channels.get(channel), channel) for channel in channels]
+        return sorted((one.ended, name) for one, name in known if one and one.ended is not None)
 
     def after(self, channels: Iterable[str], cursor: EventId) -> list[Frame] | None:
         """The events of all `channels` with ids above `cursor`, in the order of ids, each once.

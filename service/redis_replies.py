@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError
 
-from service.errors import ChannelEnded, IdempotencyConflict, PushlineError, RedisRefused
+from service.errors import (
+    ChannelEnded,
+    IdempotencyConflict,
+    PushlineError,
+    RedisChanged,
+    RedisRefused,
+)
 from service.event import EventId
 from service.frame import Frame
 from service.publication import Publication
@@ -30,14 +37,7 @@ class Tail(NamedTuple):
     forgotten: EventId | None = None
 
 
-class Entry(NamedTuple):
-    """A stored event; `deadline` is the time in ms after which a replay skips it, or None."""
-
-    frame: Frame
-    deadline: int | None
-
-
-def published_ids(replies: list[Any]) -> list[str | None]:
+def published_ids(replies: Sequence[Any]) -> list[str | None]:
     """Of what publish.lua replied, the id of each event that went out, None for each other."""
     return [reply[0].decode() if type(reply) is list and reply else None for reply in replies]
 
@@ -55,12 +55,13 @@ def id_of(text: bytes) -> EventId:
     return EventId.parse(text.decode())
 
 
-def entry_of(entry_id: bytes, fields: list[bytes]) -> Entry:
-    """An entry of a history, as publish.lua has stored it."""
+def frame_of(entry_id: bytes, fields: list[bytes]) -> Frame:
+    """An event of a history, as publish.lua has stored it."""
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     name = values[b"name"].decode() or "message"
     frame = Frame(id_of(entry_id), name, values[b"frame"], id_of(values[b"prev"]))
-    return Entry(frame, int(values[b"deadline"]) if values[b"deadline"] else None)
+    frame.deadline = int(values[b"deadline"]) if values[b"deadline"] else None
+    return frame
 
 
 def identity_of(info: list[bytes], config: Any) -> tuple[str, int]:
@@ -89,6 +90,8 @@ def refusal(error: Exception, publication: Publication | None = None) -> Pushlin
     text = str(error)
     if text.startswith("CONFLICT"):
         return IdempotencyConflict()
+    if text.startswith("CHANGED"):
+        return RedisChanged()
     if text.startswith("ENDED") and publication is not None:
         return ChannelEnded(f"{publication.channels[int(text.split()[1])]} is finished")
     for kind, code in _REFUSALS:

@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
-from service.redis_replies import Entry
+from service.history import Pace
 from service.redis_store import RedisStore
 from service.reset import Loss
-
-PAGE_EVENTS = 500
-"""Events that one read fetches of a channel."""
 
 
 class _Chain:
@@ -24,18 +21,17 @@ class _Chain:
         self.channel = channel
         self.read_to = cursor
         self.until = until
-        self.entries: list[Entry] = []
+        self.entries: list[Frame] = []
         self.exhausted = False
         self.started = started
 
-    def extend(self, entries: list[Entry], tail: EventId, proving: bool) -> Loss | None:
+    def extend(self, entries: list[Frame], tail: EventId, proving: bool) -> Loss | None:
         """Add what was read after `read_to`; returns the reason when a link is missing.
 
         Without `proving` the first link isn't asked for, but each one after it is.
         """
-        self.exhausted = len(entries) < PAGE_EVENTS
         for place, entry in enumerate(entries):
-            prev, entry_id = entry.frame.prev, entry.frame.id
+            prev, entry_id = entry.prev, entry.id
             assert prev is not None
             assert entry_id is not None
             if (proving or self.started) and prev > self.read_to:
@@ -84,6 +80,7 @@ class Replay:
         self._until = until
         self._proving = proving
         self._started = started
+        self._pace = Pace()
 
     def pages(self) -> Iterator[list[tuple[str, Frame]]]:
         """Yield (channel, frame) pairs, some at a time; `lost` is complete when this ends.
@@ -118,11 +115,15 @@ class Replay:
     def _read(self, chains: list[_Chain]) -> None:
         hungry = [chain for chain in chains if not chain.entries and not chain.exhausted]
         reads = [(chain.channel, chain.read_to) for chain in hungry]
-        for chain, entries in zip(hungry, self._store.entries(reads, PAGE_EVENTS), strict=True):
+        count = self._pace.count(len(reads))
+        pages = self._store.entries(reads, count)
+        self._pace.note(pages)
+        for chain, entries in zip(hungry, pages, strict=True):
+            chain.exhausted = len(entries) < count
             loss = chain.extend(entries, self.tails[chain.channel], self._proving)
             if loss is not None:
                 self.lost[chain.channel] = loss
-                self.oldest = self.oldest or (entries[0].frame.id if entries else None)
+                self.oldest = self.oldest or (entries[0].id if entries else None)
 
 
 def _merged(chains: list[_Chain]) -> list[tuple[str, Frame]]:
@@ -131,11 +132,9 @@ def _merged(chains: list[_Chain]) -> list[tuple[str, Frame]]:
     now = time.time_ns() // 1_000_000
     page: list[tuple[str, Frame]] = []
     for chain in chains:
-        ready = [
-            one for one in chain.entries if bound is None or (one.frame.id or FIRST_ID) <= bound
-        ]
+        ready = [one for one in chain.entries if bound is None or (one.id or FIRST_ID) <= bound]
         del chain.entries[: len(ready)]
-        fresh = [one.frame for one in ready if one.deadline is None or one.deadline > now]
+        fresh = [one for one in ready if one.deadline is None or one.deadline > now]
         page += ((chain.channel, frame) for frame in fresh)
     page.sort(key=lambda pair: pair[1].id or FIRST_ID)
     return page

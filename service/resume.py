@@ -10,22 +10,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import gevent
 
 from service.batch import Batch, joined
 from service.broker import Broker
+from service.channel_end import last_frame
 from service.errors import NotFollowing, RedisError
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
+from service.history import read_last
 from service.hub import Hub
 from service.recent import RecentEvents
 from service.redis_store import RedisStore
 from service.replay import Replay
 from service.reset import Loss
 from service.resumption import Resumption, Start, Step
-from service.sse import encode_retry
+from service.sse import encode_position, encode_retry
 from service.subscriber import GONE, Ending, Subscriber
 
 STEP_EVENTS = 1000
@@ -76,15 +77,17 @@ class Resumer:
         """
         try:
             cursor, lost = self._locate(channels, start)
-            resumption = Resumption(
-                channels, cursor, lost, start.last, start.proving, self._broker.born
-            )
+            born = self._broker.born
+            resumption = Resumption(channels, cursor, lost, start.last, start.proving, born)
+            resumption.moves = not start.proving  # it has no cursor of its own to go on from
             if not start.proving or self._rest(channels, cursor) is None:
-                self._advance(resumption, self._step(resumption))
+                resumption.advance(self._step(resumption))
         except RedisError as error:
             raise NotFollowing(error.detail) from error
-        if not start.unknown and start.proving and not resumption.lost:
-            resumption.answer = str(start.cursor)
+        if start.proving and not start.unknown and not lost:
+            resumption.begun = start.cursor
+            if not resumption.lost:
+                resumption.answer = str(start.cursor)
         return resumption
 
     def resume(self, subscriber: Subscriber, resumption: Resumption) -> None:
@@ -107,26 +110,17 @@ class Resumer:
             if self._hub.draining:
                 subscriber.finish(Ending.DRAINED, encode_retry(self._hub.jittered_retry()))
                 return
-            if resumption.events > self._replay_events or resumption.size > self._replay_bytes:
-                resumption.give_up(self._hub.position_of(channels), Loss.LIMIT)
-            elif self._broker.born > resumption.born:
+            if self._broker.born > resumption.born:
                 resumption.give_up(self._hub.position_of(channels), Loss.LOST)
                 resumption.born = self._broker.born
             rest = self._rest(channels, resumption.cursor) if resumption.proving else None
             if rest is not None and rest.size <= LAST_STEP_BYTES:
                 self._finish(subscriber, rest, resumption)
                 return
-            self._advance(resumption, rest or self._step(resumption))
-
-    def _advance(self, resumption: Resumption, step: Step) -> None:
-        resumption.step = step
-        resumption.lost = {**resumption.lost, **step.lost}
-        resumption.oldest = step.oldest or resumption.oldest
-        resumption.cursor, resumption.last = step.until, 0
-        resumption.proving = resumption.proving or not step.partial
-        resumption.started |= step.started
-        resumption.events += len(step.frames)
-        resumption.size += step.size
+            if resumption.events > self._replay_events or resumption.size > self._replay_bytes:
+                resumption.give_up(self._hub.position_of(channels), Loss.LIMIT)
+            else:
+                resumption.advance(rest or self._step(resumption))
 
     def check_ended(
         self, channels: tuple[str, ...], start: Start | None
@@ -143,8 +137,8 @@ class Resumer:
             raise NotFollowing(error.detail) from error
         position = self._hub.position_of(channels)
         for channel, tail in zip(channels, tails, strict=True):
-            ended = tail.ended is not None and tail.ended <= position  # else it is still to come
-            self._recent.set_ended(channel, ended)
+            coming = tail.ended is not None and tail.ended > position
+            self._recent.set_ended(channel, None if coming else tail.ended)
         last = max(tail.ended or FIRST_ID for tail in tails)
         if not self._recent.all_ended(channels):
             return start, False
@@ -167,16 +161,32 @@ class Resumer:
 
     def _finish(self, subscriber: Subscriber, rest: Step, resumption: Resumption) -> None:
         """Send the rest and attach, without yielding in between."""
-        for batch in [*joined(resumption.resets()), *rest.batches(subscriber.selection)]:
+        selection = subscriber.selection
+        position = self._hub.position_of(selection.channels)
+        batches = [*joined(resumption.resets(resumption.cursor)), *rest.batches(selection)]
+        if resumption.moves:
+            batches.append(Batch(encode_position(position)))
+        for batch in batches:
             subscriber.offer(batch)
         if subscriber.fd == GONE:
             return
         if self._hub.draining:
             subscriber.finish(Ending.DRAINED, encode_retry(self._hub.jittered_retry()))
-        elif self._recent.all_ended(subscriber.selection.channels):
-            subscriber.finish(Ending.CHANNEL_ENDED)
+        elif self._recent.all_ended(selection.channels):
+            subscriber.finish(Ending.CHANNEL_ENDED, self._untold_ends(resumption, rest))
         else:
-            self._hub.attach(subscriber, self._hub.position_of(subscriber.selection.channels))
+            self._hub.attach(subscriber, position)
+
+    def _untold_ends(self, resumption: Resumption, rest: Step) -> bytes:
+        """The ends that the replay didn't have, as the history has expired or wasn't asked for."""
+        told = resumption.ends | rest.ends
+        ends = self._recent.ends(resumption.channels)
+        frames = [
+            last_frame(channel, end)
+            for end, channel in ends
+            if end > resumption.begun and end not in told
+        ]
+        return b"".join(frame.data for frame in frames)
 
     def _write(self, subscriber: Subscriber, batches: list[Batch]) -> None:
         for batch in batches:
@@ -206,7 +216,8 @@ class Resumer:
 
     def _step(self, resumption: Resumption) -> Step:
         """The next step from Redis; streams that ask for the same at the same time share it."""
-        key = resumption.key()
+        until = self._hub.position_of(resumption.channels) if resumption.last else None
+        key = resumption.key(), until  # the last events are those of now
         shared = self._steps.get(key)
         if shared is None:
             shared = self._steps[key] = _Shared()
@@ -247,15 +258,10 @@ class Resumer:
         return step
 
     def _read_last(self, channels: list[str], last: int, until: EventId) -> Step:
-        entries = chain.from_iterable(self._store.last_entries(channels, last))
-        step = Step([], until)
-        step.extend(
-            sorted(
-                (one.frame for one in entries if one.frame.id and one.frame.id <= until),
-                key=lambda frame: frame.id or FIRST_ID,
-            )
-        )
-        del step.frames[:-last]
+        frames, fitted = read_last(self._store, channels, last, until, self._replay_bytes)
+        step = _unexpired(frames, until)
+        if not fitted:
+            step.lost = dict.fromkeys(channels, Loss.LIMIT)
         return step
 
 

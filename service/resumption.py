@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from service.batch import Batch, joined
 from service.event import FIRST_ID, EventId
-from service.frame import Frame
+from service.frame import END, Frame
 from service.reset import Loss, reset_frame
 from service.view import Selection
 
@@ -27,7 +27,10 @@ class Start:
 
 @dataclass(slots=True)
 class Step:
-    """A part of a replay: the events above a cursor, up to and including `until`."""
+    """A part of a replay: the events above a cursor, up to and including `until`.
+
+    `ends` are the ids of those that finish a channel.
+    """
 
     frames: list[Frame]
     until: EventId
@@ -36,6 +39,7 @@ class Step:
     started: frozenset[str] = frozenset()
     size: int = 0
     partial: bool = False
+    ends: set[EventId] = field(default_factory=set)
     _batches: dict[frozenset[str] | None, list[Batch]] = field(default_factory=dict)
 
     def extend(self, frames: Iterable[Frame]) -> None:
@@ -44,6 +48,8 @@ class Step:
             if not self.frames or self.frames[-1].id != frame.id:
                 self.frames.append(frame)
                 self.size += len(frame.data)
+                if frame.name == END and frame.id is not None:
+                    self.ends.add(frame.id)
 
     def batches(self, selection: Selection) -> list[Batch]:
         """The selected events, joined; made once for each set of event names."""
@@ -57,9 +63,10 @@ class Step:
 class Resumption:
     """How far a stream has been resumed: `cursor` is the id up to which it has everything.
 
-    `answer` is what the Mercure-Last-Event-ID header says: the client's cursor if, as far as is
-    known, nothing is missing after it, else `earliest`. `born` is the id from which Redis vouched
-    for completeness as this began, and `started` names the channels of which events were replayed.
+    It began after `begun`. `answer` is what the Mercure-Last-Event-ID header says: the client's
+    cursor if, as far as is known, nothing is missing after it, else `earliest`. `born` is the id
+    from which Redis vouched for completeness as this began, `started` names the channels of which
+    events were replayed. `moves` says that the client's own position must be moved on in the end.
     """
 
     channels: tuple[str, ...]
@@ -68,12 +75,16 @@ class Resumption:
     last: int
     proving: bool
     born: EventId
+    begun: EventId = FIRST_ID
     started: frozenset[str] = frozenset()
     oldest: EventId | None = None
     events: int = 0
     size: int = 0
     step: Step | None = None
     answer: str = "earliest"
+    moves: bool = False
+    ends: set[EventId] = field(default_factory=set)
+    _told: set[tuple[str, Loss]] = field(default_factory=set)
 
     def key(self) -> object:
         """What the next step depends on."""
@@ -82,10 +93,31 @@ class Resumption:
             *(self.started, self.born),
         )
 
+    def advance(self, step: Step) -> None:
+        """Take the next step."""
+        self.step = step
+        self.lost = {**self.lost, **step.lost}
+        self.oldest = step.oldest or self.oldest
+        self.cursor, self.last = step.until, 0
+        self.proving = self.proving or not step.partial
+        self.started |= step.started
+        self.events += len(step.frames)
+        self.size += step.size
+        self.ends |= step.ends
+
     def take(self, selection: Selection) -> list[Batch]:
-        """The selected events of the step that was read last, once."""
+        """What the step that was taken last has for a client, once.
+
+        What is missing is told before any event with a higher id, and without an id: a client that
+        is cut off in between comes back with its old cursor, and is told again.
+        """
         step, self.step = self.step, None
-        return [] if step is None else step.batches(selection)
+        batches = [] if step is None else step.batches(selection)
+        if not batches or len(self.channels) == 1:  # what one channel has comes before its hole
+            return batches
+        resets = self.resets(None)
+        self.moves = self.moves or bool(resets)
+        return [*joined(resets), *batches]
 
     def give_up(self, position: EventId, loss: Loss) -> None:
         """Replay no more: go on from `position`, and say why what comes before it is missing."""
@@ -93,11 +125,13 @@ class Resumption:
         self.lost = dict.fromkeys(self.channels, loss)
         self.events = self.size = 0
 
-    def resets(self) -> list[Frame]:
-        """One `$reset` for each reason why events may be missing."""
+    def resets(self, position: EventId | None) -> list[Frame]:
+        """One `$reset` for each reason why events may be missing that was not told yet."""
         frames = []
         for loss in Loss:
-            channels = sorted(channel for channel, reason in self.lost.items() if reason is loss)
+            lost = [channel for channel, reason in self.lost.items() if reason is loss]
+            channels = sorted(one for one in lost if (one, loss) not in self._told)
             if channels:
-                frames.append(reset_frame(self.cursor, channels, loss, self.oldest))
+                frames.append(reset_frame(position, channels, loss, self.oldest))
+                self._told |= {(channel, loss) for channel in channels}
         return frames

@@ -40,6 +40,10 @@ by no more than this."""
 PUBLISH_SECONDS = 6.0
 """How long a publisher waits for an answer: longer than a worker or Redis is ever stopped."""
 
+ACKNOWLEDGE_SECONDS = 60.0
+"""How long the backlog may take in the end: what isn't acknowledged isn't promised, yet may not
+hang."""
+
 BETWEEN_FAULTS = (2.0, 4.0)
 CATCH_UP_SECONDS = 20.0
 CALM_BEFORE = 1.5
@@ -267,7 +271,7 @@ class Chaos:
             publishers = Publishers(self.ports, self.outcome.seed)
             stack.callback(publishers.close)
             self._inject()
-            publishers.finish(CATCH_UP_SECONDS)
+            publishers.finish(ACKNOWLEDGE_SECONDS)
             self._judge(publishers)
         return self.outcome
 

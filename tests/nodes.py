@@ -100,7 +100,9 @@ class Node:
         assert position >= self.position
         self.position = position
 
-    def _reset(self, channels: Sequence[str], loss: Loss, oldest: EventId | None) -> None:
+    def _reset(
+        self, channels: Sequence[str], loss: Loss, oldest: EventId | None, until: EventId
+    ) -> None:
         self.resets.append((list(channels), loss, oldest))
 
     def publish(self, channel: str, *data: str, **options: Any) -> list[EventId]:

@@ -621,3 +621,37 @@ def test_the_environment_is_not_changed(valkey: Valkey) -> None:
     before = dict(os.environ)
     MessagePublisher("a", "redis://127.0.0.1:1").close()
     assert dict(os.environ) == before
+
+
+def test_a_position_of_another_redis(valkey: Valkey) -> None:
+    """A position ahead of everything that this Redis has given out is answered by one `$reset`;
+    what is published then comes.
+    """
+    ahead = f"{time.time_ns() // 1_000_000 + 3_600_000}-0"
+    with (
+        MessageSubscriber("a", valkey.url, position=ahead) as subscriber,
+        MessagePublisher("a", valkey.url) as publisher,
+    ):
+        messages = subscriber.listen_messages()
+        ids = [publisher.publish_message(str(number)) for number in range(3)]
+        got = [next(messages) for _ in range(4)]
+        assert [message.event for message in got] == ["$reset", *["message"] * 3]
+        assert got[0].json()["reason"] == "unknown"
+        assert [message.id for message in got[1:]] == ids
+        assert subscriber.position == ids[-1]
+
+
+def test_a_position_stored_during_a_catch_up(valkey: Valkey) -> None:
+    """A loss is told before anything with a higher id: no position that is stored skips it."""
+    with MessagePublisher("a", valkey.url) as a, MessagePublisher("b", valkey.url) as b:
+        first = a.publish_message("0")
+        for number in range(9):
+            a.publish_message(str(number))
+        for number in range(5):
+            b.publish_message(str(number))
+        valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 2)
+        with MessageSubscriber(["a", "b"], valkey.url, position=first) as subscriber:
+            messages = subscriber.listen_messages()
+            assert next(messages).event == "$reset"
+            assert subscriber.position == first
+            assert [next(messages).data for _ in range(5)] == [str(n) for n in range(5)]

@@ -17,11 +17,10 @@ import service.hub
 from service.batch import MAX_BATCH_BYTES
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
+from service.heartbeat import JITTER, POSITION_SECONDS
 from service.hub import (
     FLUSH_SECONDS,
-    HEARTBEAT_JITTER,
     LONGEST_REST_SECONDS,
-    POSITION_SECONDS,
     SLICE_SECONDS,
     SLICE_WRITES,
     TICK_SECONDS,
@@ -159,7 +158,7 @@ def test_half_of_an_event_of_several_channels(hub: Hub) -> None:
     assert hub.position_of(["b"]) == hub.position == EventId(1, 0)
     late = Client(hub, "b", position=hub.position_of(["b"]))
     both = Client(hub, "a", "b", position=hub.position_of(["a", "b"]))
-    hub.reset(["b"], Loss.LOST, None)
+    hub.reset(["b"], Loss.LOST, None, FIRST_ID)
     hub.beat(time.monotonic() + HEARTBEAT_SECONDS)
     assert [event.last_event_id for event in parse_stream(late.data)] == ["1-0"]
     assert late.data.count(b"id: 1-0\n") == 2, "with $reset and with the heartbeat"
@@ -514,8 +513,8 @@ def test_heartbeats_come_in_time_and_not_together(hub: Hub) -> None:
     due = [view.heartbeat_at - now for view in hub._views.values()]
     latest = HEARTBEAT_SECONDS - TICK_SECONDS
     assert max(due) <= latest + 0.1
-    assert min(due) >= latest - HEARTBEAT_JITTER * HEARTBEAT_SECONDS
-    assert max(due) - min(due) > 0.5 * HEARTBEAT_JITTER * HEARTBEAT_SECONDS
+    assert min(due) >= latest - JITTER * HEARTBEAT_SECONDS
+    assert max(due) - min(due) > 0.5 * JITTER * HEARTBEAT_SECONDS
 
 
 def test_an_event_is_a_sign_of_life(hub: Hub) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from service.event import FIRST_ID, EventId
 from service.frame import END, Frame
-from service.recent import EVENTS_PER_CHANNEL, RecentEvents
+from service.recent import EVENTS_PER_CHANNEL, FRAME_BYTES, RecentEvents
 
 
 def stored(number: int, name: str = "message", size: int = 10) -> Frame:
@@ -85,23 +85,23 @@ def test_a_channel_keeps_so_many_events() -> None:
     frames = recent.after(["a"], EventId(3, 0))
     assert frames is not None
     assert len(frames) == EVENTS_PER_CHANNEL
-    assert recent._size == 10 * EVENTS_PER_CHANNEL
+    assert recent._size == (10 + FRAME_BYTES) * EVENTS_PER_CHANNEL
 
 
 def test_quiet_channels_give_way() -> None:
     """Memory is bounded over all channels; those that were quiet longest lose events first."""
-    recent = RecentEvents(at_most_bytes=100)
+    recent = RecentEvents(at_most_bytes=10 * (10 + FRAME_BYTES))
     for channel in ("quiet", "busy"):
         recent.begin(channel, FIRST_ID)
     for number in range(1, 6):
         recent.add("quiet", stored(number))
     for number in range(6, 13):
         recent.add("busy", stored(number))
-    assert recent._size == 100
+    assert recent._size == 10 * (10 + FRAME_BYTES)
     assert numbers(recent.after(["busy"], FIRST_ID)) == list(range(6, 13))
     assert recent.after(["quiet"], EventId(1, 0)) is None
     assert numbers(recent.after(["quiet"], EventId(2, 0))) == [3, 4, 5]
-    recent.add("busy", stored(13, size=1000))
+    recent.add("busy", stored(13, size=10 * (10 + FRAME_BYTES)))
     assert recent._size == 0
     assert numbers(recent.after(["busy"], EventId(13, 0))) == []
     assert recent.after(["busy"], EventId(12, 0)) is None
@@ -115,11 +115,12 @@ def test_finished_channels(recent: RecentEvents) -> None:
     assert not recent.all_ended(["a", "b"])
     recent.begin("b", FIRST_ID)
     assert not recent.all_ended(["a", "b"])
-    recent.set_ended("b", True)
+    recent.set_ended("b", EventId(9, 0))
+    assert recent.ends(["a", "b", "nobody"]) == [(EventId(9, 0), "b"), (EventId(16, 0), "a")]
     assert recent.all_ended(["a", "b"])
     recent.add("a", stored(17))
     assert not recent.all_ended(["a", "b"])
-    recent.set_ended("nobody", True)
+    recent.set_ended("nobody", FIRST_ID)
     assert not recent.all_ended(["nobody"])
 
 
@@ -131,8 +132,9 @@ def test_what_is_forgotten_is_dropped(recent: RecentEvents) -> None:
     recent.add("b", stored(16, END))
     version = recent.version
     recent.drop("a", EventId(13, 0))
+    assert recent.version > version
     recent.drop("a", EventId(12, 0))
-    assert recent.version == version + 1
+    recent.drop("a", FIRST_ID)
     assert recent.after(["a"], EventId(12, 0)) is None
     assert numbers(recent.after(["a"], EventId(13, 0))) == [14, 15]
     assert recent.all_ended(["b"])

@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
-import service.replay
+import service.history
 from service.event import FIRST_ID, EventId
 from service.redis_store import RedisStore
 from service.replay import Replay
@@ -33,7 +33,7 @@ def store(valkey: Valkey) -> Iterator[RedisStore]:
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read fetches three events of a channel."""
-    monkeypatch.setattr(service.replay, "PAGE_EVENTS", 3)
+    monkeypatch.setattr(service.history, "PAGE_EVENTS", 3)
 
 
 class Reading:
@@ -188,7 +188,7 @@ def test_a_trimmed_history(
     """When the events right after the cursor are gone, the channel is lost and its oldest event
     named; a cursor that still has its successor is complete.
     """
-    monkeypatch.setattr(service.replay, "PAGE_EVENTS", pages)
+    monkeypatch.setattr(service.history, "PAGE_EVENTS", pages)
     ids = publish(store, "a", *map(str, range(10)))
     other = publish(store, "b", "x")
     valkey.cli("XTRIM", NAMES.history("a"), "MAXLEN", 6)

@@ -12,12 +12,14 @@ from typing import Any
 import gevent
 import pytest
 
+import service.history
 import service.recent
-import service.replay
 import service.resume
 from service.broker import Broker
+from service.client import MessagePublisher
 from service.errors import NotFollowing, OutcomeUnknown, RedisDown
 from service.event import EventId
+from service.follower import Follower
 from service.redis_store import RedisStore
 from service.replay import Replay
 from tests.applications import Application, Make, Stream, making
@@ -43,7 +45,7 @@ def app(make: Make) -> Application:
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds four events of a channel, pages three, a step a few: all has many parts."""
     monkeypatch.setattr(service.recent, "EVENTS_PER_CHANNEL", 4)
-    monkeypatch.setattr(service.replay, "PAGE_EVENTS", 3)
+    monkeypatch.setattr(service.history, "PAGE_EVENTS", 3)
     monkeypatch.setattr(service.resume, "STEP_EVENTS", 5)
 
 
@@ -277,14 +279,16 @@ def test_a_reset_passes_every_filter(app: Application) -> None:
 
 
 def test_only_the_channel_that_lost_is_named(app: Application, valkey: Valkey) -> None:
-    """The complete channels are replayed first, then `$reset` names the others, then live."""
+    """`$reset` names the others before the complete channels are replayed, then comes what is live:
+    no id above the hole comes before.
+    """
     ids = publish(app, "a", 10)
     app.publish("b", "kept")
     valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 3)
     stream = resume(app, ids[1], "channel=a&channel=b")
     events = stream.events(2)
-    assert events[0].data == "kept"
-    assert check_reset(events[1], "trimmed", "a")["oldest"] == ids[7]
+    assert check_reset(events[0], "trimmed", "a")["oldest"] == ids[7]
+    assert events[1].data == "kept"
     app.publish("a", "live")
     assert [one.data for one in read_until(stream, "live")] == ["live"]
     stream.close()
@@ -598,3 +602,175 @@ def test_a_drain_ends_a_stream_that_resumes(
     assert 5 < ids.index(stream.parser.last_event_id) < 30
     assert stream.data.count(b"retry:") == 2
     assert app.service.limits._total == 0
+
+
+@pytest.mark.parametrize("how", ["cut", "drained"])
+def test_a_reset_comes_before_what_is_above_the_hole(
+    make: Make, small_steps: None, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Of two channels one has lost events, and the replay of the other is broken off: whoever comes
+    back with the last id that it got has been told, or is told then.
+    """
+    app = make()
+    ids = publish(app, "a", 10)
+    publish(app, "b", 60)
+    valkey.cli("XTRIM", "pushline:s:a", "MAXLEN", 3)
+    if how == "drained":
+        before_read(monkeypatch, 3, lambda: app.service.drain(0))
+    stream = resume(app, ids[1], "channel=a&channel=b")
+    events = stream.events(8)
+    stream.close()
+    assert events[0].type == "$reset"
+    assert events[0].last_event_id == ""
+    other = make()
+    again = resume(other, ids[1], "channel=a&channel=b")
+    other.publish("b", "live")
+    events = read_until(again, "live")
+    check_reset(events[0], "trimmed", "a")
+    assert [event.data for event in events[1:-1]] == [str(n) for n in range(60)]
+    again.close()
+
+
+def test_a_client_without_a_cursor_gets_one(app: Application) -> None:
+    """Who asks for the last events where there are none yet has a position all the same: coming
+    back with it brings everything since.
+    """
+    keeper = app.stream("channel=a")
+    keeper.read()
+    stream = app.stream("channel=a&last=2")
+    while not stream.parser.last_event_id:
+        stream.read()
+    stream.close()
+    publish(app, "a", 10)
+    again = resume(app, stream.parser.last_event_id, "channel=a&last=2")
+    assert [event.data for event in read_until(again, "9")] == [str(n) for n in range(10)]
+    keeper.close()
+    again.close()
+
+
+def test_the_last_events_are_those_of_now(app: Application) -> None:
+    """`last=N` gives N events also to a client that comes right after another one."""
+    keeper = app.stream("channel=a")
+    keeper.read()
+    for first in (0, 5):
+        publish(app, "a", 5, first=first)
+        keeper.events(5)
+        stream = app.stream("channel=a&last=1")
+        assert [event.data for event in stream.events(1)] == [str(first + 4)]
+        stream.close()
+    keeper.close()
+
+
+def test_a_replay_that_just_fits_has_no_limit(make: Make, small_steps: None) -> None:
+    """A client that has got everything isn't told of a limit, though it was at it."""
+    app = make(replay_events=20)
+    ids = publish(app, "a", 22)
+    stream = resume(app, ids[0])
+    app.publish("a", "live")
+    events = read_until(stream, "live")
+    assert [event.data for event in events] == [*map(str, range(1, 22)), "live"]
+    stream.close()
+
+
+def test_expired_events_of_an_outage_are_not_replayed(
+    app: Application, monkeypatch: pytest.MonkeyPatch, valkey: Valkey
+) -> None:
+    """An event that came by a catch-up and has outlived its `ttl` is left out of later replays."""
+    stream = app.stream("channel=a")
+    stream.read()
+    first = app.publish("a", "1")
+    stream.events(1)
+    catch_up = Follower._catch_up
+
+    def publish_before(self: Follower, link: Any) -> Any:
+        app.publish("a", "short", "?ttl=1")
+        return catch_up(self, link)
+
+    monkeypatch.setattr(Follower, "_catch_up", publish_before)
+    valkey.cli("CLIENT", "KILL", "TYPE", "pubsub")
+    assert stream.events(1)[0].data == "short"
+    gevent.sleep(1.1)
+    again = resume(app, first)
+    app.publish("a", "live")
+    assert [event.data for event in read_until(again, "live")] == ["live"]
+    stream.close()
+    again.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_end_is_told_whatever_is_asked_for(make: Make, kept: bool) -> None:
+    """A client of a finished channel gets `$end` with its id, also when it asked for less, or the
+    history has expired; coming back with that id it is told to stay away.
+    """
+    app = make() if kept else make(history_seconds=1)
+    app.publish("a", "x")
+    last = app.client.post("/channels/a/end").get_json()["id"]
+    gevent.sleep(1.2)
+    for query in ("channel=a&since=1s", "channel=a&last=1", "channel=a"):
+        stream = app.stream(query)
+        stream.read_to_end()
+        assert stream.data.count(b"$end") == 1, query
+        assert stream.parser.last_event_id == last
+    assert resume(app, last).response.status_code == 204
+
+
+def test_an_end_after_a_loss(make: Make, valkey: Valkey) -> None:
+    """A channel that was emptied and then finished ends its open streams, with `$end`."""
+    app = make(heartbeat_seconds=0.5)
+    stream = app.stream("channel=a")
+    stream.read()
+    app.publish("a", "x")
+    stream.events(1)
+    valkey.cli("FLUSHALL")
+    with MessagePublisher("a", valkey.url) as publisher:
+        last = publisher.end()
+    stream.read_to_end()
+    assert stream.data.count(b"event: $reset") == 1
+    assert stream.parser.last_event_id == last
+    assert b"event: $end" in stream.data
+
+
+def test_a_forgotten_end_ends_nothing(app: Application) -> None:
+    """A stream of a channel whose end was forgotten, in a service where nothing else happens, stays
+    open when its other channel is finished.
+    """
+    app.publish("x", "1")
+    app.client.post("/channels/x/end")
+    stream = app.stream("channel=x&channel=y")
+    stream.read()
+    app.client.delete("/channels/x")
+    app.client.post("/channels/y/end")
+    assert [event.type for event in stream.events(1)] == ["$end"]
+    app.publish("x", "2")
+    assert [event.data for event in stream.events(1)] == ["2"]
+    stream.close()
+
+
+def test_large_events_are_read_a_few_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large events are, no read brings many megabytes, over many channels neither."""
+    app = make(max_connections_per_ip=0)
+    channels = [f"c{n}" for n in range(8)]
+    for _ in range(6):
+        for channel in channels:
+            app.publish(channel, "x" * 250_000)
+    brought: list[int] = []
+    entries = RedisStore.entries
+    entries_before = RedisStore.entries_before
+
+    def counted(read: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            pages = read(*arguments)
+            brought.append(sum(len(frame.data) for page in pages for frame in page))
+            return pages
+
+        return run
+
+    monkeypatch.setattr(RedisStore, "entries", counted(entries))
+    monkeypatch.setattr(RedisStore, "entries_before", counted(entries_before))
+    named = "&".join(f"channel={channel}" for channel in channels)
+    for query, count in (("last_event_id=earliest", 33), ("last=10", 10)):
+        stream = app.stream(f"{named}&{query}")
+        assert len(stream.events(count)) >= count
+        stream.close()
+    assert brought
+    assert max(brought) <= 8 * service.history.FIRST_EVENTS * 250_100

@@ -37,7 +37,7 @@ def store(valkey: Valkey) -> Iterator[RedisStore]:
 def history(store: RedisStore, channel: str) -> list[tuple[EventId | None, EventId | None]]:
     """The ids and the links of what a channel keeps."""
     (entries,) = store.entries([(channel, FIRST_ID)], 1000)
-    return [(one.frame.id, one.frame.prev) for one in entries]
+    return [(one.id, one.prev) for one in entries]
 
 
 def publish_one(store: RedisStore, publication: Publication) -> Receipt:
@@ -67,9 +67,9 @@ def test_what_is_stored_is_the_finished_frame(store: RedisStore) -> None:
     (event_id,) = publish(store, "a", "x\ny")
     publish_one(store, Publication(Event("z", "tick", 2000), ("a",)))
     (entries,) = store.entries([("a", FIRST_ID)], 10)
-    assert entries[0].frame.data == b"id: %b\ndata: x\ndata: y\n\n" % str(event_id).encode()
-    assert [one.frame.name for one in entries] == ["message", "tick"]
-    assert entries[1].frame.data.startswith(b"event: tick\nretry: 2000\nid: ")
+    assert entries[0].data == b"id: %b\ndata: x\ndata: y\n\n" % str(event_id).encode()
+    assert [one.name for one in entries] == ["message", "tick"]
+    assert entries[1].data.startswith(b"event: tick\nretry: 2000\nid: ")
 
 
 def test_live_only_events_leave_no_trace(store: RedisStore, valkey: Valkey) -> None:
@@ -250,7 +250,7 @@ def test_an_end_is_a_stored_event(store: RedisStore, valkey: Valkey) -> None:
     last = end(store, "a", "none")
     assert history(store, "a")[-1] == (last, first)
     (entries,) = store.entries([("none", FIRST_ID)], 10)
-    assert [one.frame.name for one in entries] == [END]
+    assert [one.name for one in entries] == [END]
     for tail in store.tails(["a", "none"]):
         assert (tail.id, tail.ended) == (last, last)
     assert valkey.cli("TTL", NAMES.tail("none")) > 0

@@ -15,6 +15,7 @@ from service.app import Service
 from service.event import Event, EventId
 from service.follower import Follower
 from service.frame import Frame
+from service.missed import Missed
 from service.publication import Publication
 from service.redis_link import RedisLink
 from service.replay import Replay
@@ -314,7 +315,7 @@ def joined_without_memory(self: Resumer, channels: Any, cursor: Any) -> Any:
 
 
 TWINS: list[tuple[Callable[[Worker], None], Any, str, Any]] = [
-    (events_of_an_outage_come_after_it, Follower, "_replay", nothing),
+    (events_of_an_outage_come_after_it, Missed, "deliver", nothing),
     (a_lost_event_is_revealed_by_the_next, Follower, "_is_new", without_chain),
     (a_lost_last_event_is_found, Follower, "_check_tails", nothing),
     (a_link_that_delivers_nothing_is_replaced, Follower, "_look_after", nothing),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from typing import Any
 
 from flask import Blueprint, Response, request
 
+from service.channel_end import FINISHED, last_publication
 from service.channels import check_channel
 from service.errors import BadParameter, ChannelEnded
-from service.event import FIRST_ID, EventId, ServiceEvent
-from service.frame import END, Frame
+from service.event import FIRST_ID, EventId
+from service.frame import Frame
+from service.history import read_after
 from service.publication import Publication, Receipt
 from service.redis_store import RedisStore
 from service.routes.answers import json_answer
@@ -22,6 +23,9 @@ from service.sse import Parser
 
 MAX_PAGE_EVENTS = 1000
 PAGE_EVENTS = 100
+
+PAGE_BYTES = 4_194_304
+"""A page ends beyond this many bytes of events."""
 
 MAX_REASON_LETTERS = 128
 """Longest reason of an end."""
@@ -78,20 +82,19 @@ def _methods(path: str) -> str:
 
 def _history(store: RedisStore, channel: str) -> dict[str, Any]:
     limit = _limit()
-    (entries,) = store.entries([(channel, _after())], limit)
+    frames, more = read_after(store, channel, _after(), limit, PAGE_BYTES)
     now = time.time_ns() // 1_000_000
-    kept = [one.frame for one in entries if one.deadline is None or one.deadline > now]
-    last = str(entries[-1].frame.id) if len(entries) == limit else None
+    kept = [one for one in frames if one.deadline is None or one.deadline > now]
+    last = str(frames[-1].id) if more else None
     return {"channel": channel, "events": list(map(_readable, kept)), "next": last}
 
 
 def _last_event(channel: str) -> Publication:
-    reason = request.args.get("reason", "finished")
+    reason = request.args.get("reason", FINISHED)
     if not reason.isprintable() or len(reason) > MAX_REASON_LETTERS:
         fix = f"Use up to {MAX_REASON_LETTERS} printable letters"
         raise BadParameter("the reason can't be used", fix=fix)
-    data = json.dumps({"channel": channel, "reason": reason})
-    return Publication(ServiceEvent(data, END), (channel,), ends=True)
+    return last_publication(channel, reason)
 
 
 def _after() -> EventId:

@@ -29,7 +29,7 @@ from service.routes.lines import Arrivals, decode, split
 from service.routes.origins import Origins
 
 BATCH_EVENTS = 100
-"""Events in one call: a thousand are no faster, and hold up the worker's other work for 80 ms."""
+"""Events in one call. A thousand are hardly faster, but hold up all other work for 80 ms."""
 
 TURN_SECONDS = 10.0
 """How long an upload waits for the others; a worker that is so far behind has too many."""

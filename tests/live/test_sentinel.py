@@ -87,3 +87,38 @@ def check_stream(ids: list[str]) -> None:
     """Ids increase, so nothing came twice or out of order."""
     parsed = [EventId.parse(event_id) for event_id in ids]
     assert parsed == sorted(set(parsed))
+
+
+def test_a_master_that_comes_back_takes_nothing(failover: Failover) -> None:
+    """A master that was paused goes on and still believes to be one, for seconds: no worker
+    publishes to it any more, so every event that is acknowledged reaches the streams.
+    """
+    with (
+        LiveService(failover.url) as service,
+        SseClient.connect(f"{service.url}/stream?channel=numbers") as stream,
+    ):
+        loads = [Load(service) for _ in range(3)]
+        for load in loads:
+            load.start()
+        until(lambda: all(len(load.acknowledged) > 20 for load in loads), 20, "the pool is warm")
+        old = failover.master_port()
+        failover.first.stop_process()
+        until(lambda: failover.master_port() != old, 30, "the Sentinels promote the replica")
+        until(lambda: service.get("/readyz")[0] == 200, 30, "the service is ready again")
+        before = [len(load.acknowledged) for load in loads]
+        failover.first.cont()
+        time.sleep(3)
+        for load in loads:
+            load.stopped.set()
+        for load in loads:
+            load.join()
+        due = {
+            event_id
+            for load, count in zip(loads, before, strict=True)
+            for event_id in load.acknowledged[count:]
+        }
+        assert len(due) > 50
+        got: list[str] = []
+        while not due <= set(got):
+            got.append(stream.next_event(15).last_event_id)
+        check_stream(got)

@@ -189,7 +189,7 @@ def test_a_line_is_not_held_back(live: LiveService, channel: str, client: SseCli
             assert client.next_event(5).data == f"half a line {number}"
             seconds.append(time.monotonic() - started)
         assert told(upload.finish())["events"] == 30
-    assert statistics.median(seconds) < 0.1
+    assert statistics.median(seconds) < 0.2
     print(f"a line takes {statistics.median(seconds) * 1000:.1f} ms, at most {max(seconds):.3f} s")
 
 
@@ -321,6 +321,7 @@ def test_an_ended_channel_in_the_middle(
             time.sleep(0.1)
         problem = upload.answer().problem(409, "channel_ended")
     assert (problem["line"], problem["events"]) == (4, 4 if at_once else 3)
+    assert "published" not in problem
     assert kept(live, other) == ["1", "2", "3"][: 3 if at_once else 2]
 
 
@@ -447,12 +448,12 @@ def test_uploads_side_by_side(live: LiveService, channel: str) -> None:
     """Many at once, each to a channel of its own: all are whole and in order, none is refused,
     and others can publish meanwhile.
     """
-    uploads, lines = 40, 500
+    uploads, lines = 40, 1000
     body = [[b"%d\n" % n for n in range(lines)] for _ in range(uploads)]
     waits: list[float] = []
 
     def run(number: int) -> dict[str, Any]:
-        size = 1 + number * 7 % 100
+        size = lines if number % 2 else 1 + number * 7 % 100
         with Upload(live, f"/channels/{channel}-{number}", timeout=60) as upload:
             for start in range(0, lines, size):
                 upload.send(b"".join(body[number][start : start + size]))
@@ -547,7 +548,7 @@ def test_nothing_is_lost_or_repeated_over_drains(
             os.kill(pid, signal.SIGTERM)
             while pid in service.worker_pids():
                 gevent.sleep(0.02)
-                assert time.monotonic() - started < 10
+                assert time.monotonic() - started < 12
             assert len(endless.answers) > before
         endless.finish()
         got = [line.strip() for line in kept(service, channel)]
