@@ -1,4 +1,4 @@
-"""The command line: `python -m service serve`, `publish` and `subscribe`."""
+"""The command line: `python -m service serve`, `publish`, `subscribe`, `token` and `keys`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if str(ROOT) not in sys.path:
 from service import embedded  # noqa: E402  after the path is set
 from service.client import MessagePublisher, MessageSubscriber  # noqa: E402
 from service.errors import ConfigError, PushlineError, RedisDown  # noqa: E402
+from service.keys import new_key, new_secret  # noqa: E402
+from service.minting import Order, mint  # noqa: E402
 from service.settings import LOOPBACK_HOSTS, Settings, process_environ  # noqa: E402
+from service.token_keys import KeyRing  # noqa: E402
 
 LOCAL_HINT = "Is `serve` running, on this PORT? Else set REDIS_URL"
 
@@ -66,7 +69,27 @@ def _parser() -> argparse.ArgumentParser:
     subscribe.add_argument("channels", nargs="+", metavar="CHANNEL")
     subscribe.add_argument("--json", action="store_true", help="one JSON object a line")
     subscribe.set_defaults(run=_subscribe)
+
+    keys = commands.add_parser("keys", help="print a new key for PUBLISH_KEYS")
+    keys.add_argument("--jwt", action="store_true", help="a new JWT_SECRET instead")
+    keys.set_defaults(run=_keys)
+
+    _add_token(commands.add_parser("token", help="print a token, signed with JWT_SECRET"))
     return parser
+
+
+def _add_token(token: argparse.ArgumentParser) -> None:
+    for name, use in (("--publish", "publish to"), ("--subscribe", "stream")):
+        what = f"channels to {use}; may be repeated"
+        token.add_argument(name, action="append", default=[], metavar="PATTERN", help=what)
+    token.add_argument("--admin", action="store_true", help="the right to administrate")
+    token.add_argument("--user", default="", metavar="ID", help="whose token it is (sub)")
+    token.add_argument("--expires", default="1h", help="30s, 15m, 1h or 7d from now (1h)")
+    token.add_argument("--audience", help="its aud (JWT_AUDIENCE)")
+    token.add_argument("--issuer", help="its iss (JWT_ISSUER)")
+    token.add_argument("--private-key", type=Path, metavar="FILE", help="PEM to sign with instead")
+    token.add_argument("--algorithm", help="how to sign (what the key and JWT_ALGORITHMS allow)")
+    token.set_defaults(run=_token)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -74,6 +97,7 @@ def _serve(args: argparse.Namespace) -> int:
     given = {"HOST": args.host, "PORT": args.port, "WEB_CONCURRENCY": args.workers}
     environ.update({key: value for key, value in given.items() if value is not None})
     settings = Settings.from_environ(environ)
+    KeyRing.of_settings(settings)  # refuses keys of which nobody can make use
     _check_port(settings)
     if settings.redis_url is None:
         if settings.host not in LOOPBACK_HOSTS:
@@ -85,7 +109,9 @@ def _serve(args: argparse.Namespace) -> int:
     _print_banner(settings)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "gunicorn", "--chdir", str(ROOT)]
-    command += ["-c", "python:service.gunicorn_conf", "service.app:create_app()"]
+    # Named here, as it beats GUNICORN_CMD_ARGS: local mode is open, so it must stay on loopback.
+    command += ["--bind", settings.bind, "-c", "python:service.gunicorn_conf"]
+    command += ["service.app:create_app()"]
     os.execve(sys.executable, command, environ)
 
 
@@ -105,14 +131,17 @@ def _check_port(settings: Settings) -> None:
 def _print_banner(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
-    reach = (
-        "Open to this machine only: anyone on it may publish and stream."
-        if settings.local
-        else "PUBLISH_OPEN=1: anyone who reaches this address may publish and stream."
-    )
+    header = ""
+    if settings.local:
+        reach = "Open to this machine only: anyone on it may publish and stream."
+    elif settings.publish_open:
+        reach = "PUBLISH_OPEN=1: anyone who reaches this address may publish."
+    else:
+        reach = "Publishing wants a key or a token: docs/security.md tells how to make them."
+        header = "-H 'Authorization: Bearer KEY' "
     lines = [
         f"Demo      {url}/",
-        f"Publish   curl -d hello {url}/channels/news",
+        f"Publish   curl {header}-d hello {url}/channels/news",
         f"Stream    curl -N '{url}/stream?channel=news'",
         reach,
     ]
@@ -157,6 +186,34 @@ def _subscribe(args: argparse.Namespace) -> int:
             else:
                 line = f"{message.id or '-'} {message.event} {message.data}"
             print(line, flush=True)
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    print(new_secret() if args.jwt else new_key())
+    if sys.stdout.isatty():
+        hint = (
+            "Set JWT_SECRET to it, for the service and for whoever makes tokens."
+            if args.jwt
+            else "Add it to PUBLISH_KEYS, as KEY or KEY=pattern; send it as Authorization: Bearer."
+        )
+        print(hint, file=sys.stderr)
+    return 0
+
+
+def _token(args: argparse.Namespace) -> int:
+    order = Order(
+        lifetime=args.expires,
+        publish=args.publish,
+        subscribe=args.subscribe,
+        admin=args.admin,
+        user=args.user,
+        audience=args.audience,
+        issuer=args.issuer,
+        private_key=args.private_key,
+        algorithm=args.algorithm,
+    )
+    print(mint(order, Settings.from_environ()))
     return 0
 
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from service.errors import TooManyStreams, TooManyStreamsFromAddress
+from service.errors import TooManyStreams, TooManyStreamsFromAddress, TooManyStreamsOfUser
 
 _HOP = re.compile(r"(?:([0-9.]+)|\[([^\]]+)\])(?::\d{1,5})?")
 """An IPv4 address, or an IPv6 address in brackets, with the port that some proxies add."""
@@ -45,43 +45,67 @@ def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
-class StreamLimits:
-    """Counts this worker's streams, in all and for each address.
+def address_key(address: str) -> str:
+    """What counts as one client: an IPv4 address, or a /64 of IPv6, which one client owns whole.
 
-    An address is an IPv4 address or an IPv6 /64; none is known on unix sockets.
-    `at_most_per_address` of 0 means no limit.
+    Empty for an empty address, as on unix sockets; what isn't an address counts as itself.
+    """
+    parsed = _parsed(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed) if parsed else address
+
+
+class StreamLimits:
+    """Counts this worker's streams: in all, of each address (as `address_key`), of each user.
+
+    Limits of 0 per address and per user mean none.
     """
 
-    def __init__(self, at_most: int, at_most_per_address: int) -> None:
+    def __init__(self, at_most: int, at_most_per_address: int, at_most_per_user: int = 0) -> None:
         self._at_most = at_most
         self._at_most_per_address = at_most_per_address
+        self._at_most_per_user = at_most_per_user
         self._total = 0
         self._by_address: Counter[str] = Counter()
+        self._by_user: Counter[str] = Counter()
 
-    def admit(self, address: str) -> None:
-        """Count one stream, or raise TooManyStreams or TooManyStreamsFromAddress."""
-        key = self._key(address)
+    def admit(self, address: str, user: str = "") -> None:
+        """Count one stream; an empty address or user is not counted.
+
+        Raises TooManyStreams, TooManyStreamsFromAddress or TooManyStreamsOfUser, with nothing
+        counted.
+        """
+        key, user = self._keys(address, user)
         if self._total >= self._at_most:
             raise TooManyStreams
         if key and self._by_address[key] >= self._at_most_per_address:
             raise TooManyStreamsFromAddress
+        if user and self._by_user[user] >= self._at_most_per_user:
+            raise TooManyStreamsOfUser
         self._total += 1
         if key:
             self._by_address[key] += 1
+        if user:
+            self._by_user[user] += 1
 
-    def release(self, address: str) -> None:
+    def release(self, address: str, user: str = "") -> None:
         """Undo one `admit`."""
-        key = self._key(address)
+        key, user = self._keys(address, user)
         self._total -= 1
-        if key:
-            self._by_address[key] -= 1
-            if self._by_address[key] <= 0:
-                del self._by_address[key]
+        _take_one(self._by_address, key)
+        _take_one(self._by_user, user)
 
-    def _key(self, address: str) -> str:
-        if not self._at_most_per_address:
-            return ""
-        parsed = _parsed(address)
-        if isinstance(parsed, ipaddress.IPv6Address):
-            return str(ipaddress.ip_network((parsed, 64), strict=False))
-        return address
+    def _keys(self, address: str, user: str) -> tuple[str, str]:
+        """What is counted of them; empty where there is no limit."""
+        return (
+            address_key(address) if self._at_most_per_address else "",
+            user if self._at_most_per_user else "",
+        )
+
+
+def _take_one(counter: Counter[str], key: str) -> None:
+    """Count one less; who has none left is forgotten, as there may be millions."""
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

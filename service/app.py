@@ -11,13 +11,22 @@ from flask import Flask
 from gevent import monkey
 
 from service import sockets
+from service.access import Access
 from service.addresses import StreamLimits
-from service.broker import Broker
+from service.authorizer import Authorizer
+from service.broker import FOLLOW_SECONDS, Broker
 from service.channels import RedisNames
+from service.control import CONTROL, Close
 from service.errors import ConfigError
+from service.frame import Frame
+from service.grants import Grant
 from service.hub import Hub
 from service.iterator import IteratorOutlet
+from service.keys import PublishKeys
 from service.logs import log_request
+from service.open_streams import OpenStreams
+from service.publishing import Publishing
+from service.rates import RateLimit
 from service.receiver import Receiver
 from service.recent import RecentEvents
 from service.redis_address import RedisAddress
@@ -25,16 +34,26 @@ from service.redis_link import RedisLink
 from service.redis_store import RedisStore
 from service.resume import Resumer
 from service.retention import RetentionRules
+from service.revocations import Revocations
 from service.routes.channels import channel_routes
+from service.routes.gate import Gate
+from service.routes.headers import harden
+from service.routes.openapi import openapi_routes
+from service.routes.openapi_facts import Facts
 from service.routes.origins import Origins
 from service.routes.page import page_routes
 from service.routes.problems import register_error_handlers
 from service.routes.publish import publish_routes
 from service.routes.status import status_routes
 from service.routes.stream import StreamOpener, stream_routes
+from service.routes.streams import streams_routes
+from service.routes.tickets import ticket_routes
 from service.routes.uploads import Uploads, upload_routes
 from service.settings import Settings
-from service.subscriber import Subscriber
+from service.sse import encode_end, encode_retry
+from service.subscriber import Ending, Subscriber
+from service.tickets import Tickets
+from service.tokens import TokenVerifier
 
 STOP_SECONDS = 0.5
 """How long the link to Redis may take to end by itself."""
@@ -55,6 +74,7 @@ class Service:
             send_timeout_seconds=settings.send_timeout_seconds,
             retry_milliseconds=settings.retry_milliseconds,
             recent=recent,
+            obey=self._obey,
         )
         make_store = functools.partial(
             RedisStore,
@@ -79,6 +99,7 @@ class Service:
             rules.tail_seconds,
             Receiver(self.hub.deliver, self.hub.advance, self.hub.reset),
             self.follower_store,
+            always=[CONTROL],
         )
         self.resumer = Resumer(
             self.hub,
@@ -89,11 +110,19 @@ class Service:
             replay_events=settings.replay_events,
             replay_bytes=settings.replay_bytes,
         )
-        self.uploads = Uploads(
-            self.broker.publish, settings.max_event_bytes, at_once=max(1, settings.redis_pool - 1)
+        self.access = _access(settings, self.store)
+        self.publishing = Publishing(
+            self.broker.publish, RateLimit(settings.max_publishes_per_second)
         )
+        self.uploads = Uploads(
+            self.publishing, settings.max_event_bytes, at_once=max(1, settings.redis_pool - 1)
+        )
+        # In local mode all streams come from one address: this machine's.
         per_address = 0 if settings.local else settings.max_connections_per_ip
-        self.limits = StreamLimits(settings.max_connections, per_address)
+        per_user = settings.max_connections_per_user
+        self.limits = StreamLimits(settings.max_connections, per_address, per_user)
+        self.connects = RateLimit(0 if settings.local else settings.max_connects_per_second_per_ip)
+        self.streams = OpenStreams(self._expire)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
         self.iterator = functools.partial(
             IteratorOutlet, self.ended, self.hub.slow, outbox_bytes=settings.outbox_bytes
@@ -112,9 +141,10 @@ class Service:
 
     def ended(self, subscriber: Subscriber) -> None:
         """Give back what an ended stream took, and log it."""
+        self.streams.remove(subscriber)
         self.hub.detach(subscriber)
         self.broker.unfollow(subscriber.selection.channels)
-        self.limits.release(subscriber.address)
+        self.limits.release(subscriber.address, subscriber.user)
         log_request(
             address=subscriber.address,
             method="GET",
@@ -124,7 +154,28 @@ class Service:
             seconds=time.monotonic() - subscriber.opened_at,
             events=subscriber.events,
             reason=subscriber.ending.value if subscriber.ending else "",
+            stream=self.streams.name_of(subscriber.number),
         )
+
+    def close_streams(self, command: Close) -> None:
+        """Close streams on all workers; raises RedisError."""
+        self.broker.publish([command.publication()])
+
+    def _obey(self, frame: Frame) -> None:
+        command = Close.read(frame)
+        if command is None:
+            return
+        if command.user:
+            self.access.revoke(command.user)
+        for subscriber in self.streams.meant_by(command):
+            self._end(subscriber, Ending.REVOKED)
+
+    def _expire(self, subscriber: Subscriber) -> None:
+        self._end(subscriber, Ending.EXPIRED)
+
+    def _end(self, subscriber: Subscriber, ending: Ending) -> None:
+        farewell = encode_end(ending.value) + encode_retry(self.hub.jittered_retry())
+        subscriber.finish(ending, farewell)
 
     def start(self, failed: Callable[[], None] = lambda: None) -> None:
         """Start what runs for the worker's life, in the process that serves; once.
@@ -133,7 +184,7 @@ class Service:
         """
         if self._greenlets:
             return
-        bodies = [self.broker.run, self.hub.run]
+        bodies = [self.broker.run, self.hub.run, self.streams.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]
@@ -173,31 +224,68 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or Settings.from_environ()
     service = Service(settings)
     origins = Origins(settings.cors_origins, local=settings.local)
+    gate = Gate(
+        service.access,
+        service.publishing,
+        origins,
+        service.connects,
+        settings.trusted_proxies,
+        settings.cookie_name,
+    )
     opener = StreamOpener(
         service.hub,
         service.broker,
         service.resumer,
         service.limits,
+        service.streams,
+        service.access.check_current,
         service.sockets,
         service.iterator,
-        settings.trusted_proxies,
     )
     app = Flask("pushline", static_folder=None)
     app.extensions["pushline"] = service
     app.before_request(service.start)
     app.before_request(origins.check_host)
+    app.after_request(harden)
     register_error_handlers(app)
-    app.register_blueprint(stream_routes(opener, origins, settings.max_channels_per_stream))
-    app.register_blueprint(
-        publish_routes(
-            service.broker.publish,
-            service.uploads.receive_items,
-            origins,
-            settings.max_event_bytes,
-        )
-    )
-    app.register_blueprint(upload_routes(service.uploads, origins))
-    app.register_blueprint(channel_routes(service.store, service.broker.publish, origins))
-    app.register_blueprint(status_routes(service.hub, service.broker))
-    app.register_blueprint(page_routes())
+    for routes in (
+        stream_routes(opener, gate, settings.max_channels_per_stream),
+        publish_routes(gate, service.uploads, settings.max_event_bytes),
+        upload_routes(service.uploads, gate),
+        channel_routes(service.store, gate),
+        ticket_routes(gate, settings.max_channels_per_stream),
+        streams_routes(gate, service.close_streams),
+        status_routes(service.hub, service.broker),
+        openapi_routes(Facts.of_settings(settings)),
+        page_routes(),
+    ):
+        app.register_blueprint(routes)
     return app
+
+
+def _access(settings: Settings, store: RedisStore) -> Access:
+    authorizer = None
+    if settings.authorize_url is not None:
+        authorizer = Authorizer(
+            settings.authorize_url,
+            timeout_seconds=settings.authorize_timeout_seconds,
+            cache_seconds=settings.authorize_cache_seconds,
+        )
+    anybody = None
+    if settings.local or settings.publish_open:
+        anybody = Grant(publish=("*",), admin=settings.local)
+    return Access(
+        keys=PublishKeys(settings.publish_keys),
+        verifier=TokenVerifier.of_settings(settings),
+        tickets=Tickets(store, settings.ticket_seconds),
+        authorizer=authorizer,
+        public=settings.public_patterns,
+        anybody=anybody,
+        # Longer than the oldest ticket or answer that may still count.
+        revocations=Revocations(
+            settings.ticket_seconds
+            + settings.authorize_cache_seconds
+            + settings.authorize_timeout_seconds
+            + FOLLOW_SECONDS
+        ),
+    )

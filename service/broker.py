@@ -46,12 +46,17 @@ class Broker:
         tail_seconds: Callable[[str], int],
         receiver: Receiver,
         follower_store: RedisStore | None = None,
+        always: Sequence[str] = (),
     ) -> None:
-        """With a `follower_store` of its own the follower never waits for publishers."""
+        """With a `follower_store` of its own the follower never waits for publishers.
+
+        The channels `always` are followed as long as there is a link.
+        """
         self._store = store
         self._receiver = receiver
         self._connect = connect
         self._following = Following()
+        self._following.add(always)
         self._follower = Follower(
             follower_store or store, self._following, recent, tail_seconds, receiver
         )

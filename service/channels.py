@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 
 from service.errors import BadChannel, BadParameter
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+NAME_PATTERN = r"[A-Za-z0-9_.:-]{1,128}"
+"""What all of a channel name matches."""
+
+_NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 
 def check_channel(name: str) -> str:
@@ -41,11 +45,26 @@ class ChannelPattern:
         """Raises ValueError unless `text` is made of the characters of channel names and `*`."""
         if not re.fullmatch(r"[A-Za-z0-9_.:*-]{1,128}", text, re.ASCII):
             raise ValueError(f"not a channel pattern: {text!r}")
-        self._matches = re.compile(re.escape(text).replace(r"\*", ".*")).fullmatch
+        self._head, *rest = text.split("*")
+        self._between, self._tail = rest[:-1], rest[-1] if rest else None
 
     def matches(self, channel: str) -> bool:
-        """Whether the whole of `channel` is selected."""
-        return self._matches(channel) is not None
+        """Whether the whole of `channel` is selected.
+
+        What stands between stars is looked for from the left, once: a regular expression would
+        try all ways, for seconds.
+        """
+        if self._tail is None:
+            return channel == self._head
+        place, end = len(self._head), len(channel) - len(self._tail)
+        if place > end or not (channel.startswith(self._head) and channel.endswith(self._tail)):
+            return False
+        for part in self._between:
+            found = channel.find(part, place, end)
+            if found < 0:
+                return False
+            place = found + len(part)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +94,16 @@ class RedisNames:
         """The key of a channel's tail."""
         return self._key("t:" + channel)
 
-    def idempotency(self, channels: Iterable[str], key: str) -> str:
-        """The key of what was published to `channels` under an Idempotency-Key."""
-        return self._key(f"i:{','.join(channels)}/{key}")  # the slash is in no channel's name
+    def idempotency(self, credential: str, channels: Iterable[str], key: str) -> str:
+        """The key of what a credential has published to `channels` under an Idempotency-Key."""
+        # Hashed, as it may hold anything; the slash is what no channel name has.
+        named = credential.encode("utf-8", "surrogatepass")
+        whose = sha256(named).hexdigest()[:16] if credential else ""
+        return self._key(f"i:{whose}:{','.join(channels)}/{key}")
+
+    def ticket(self, ticket: str) -> str:
+        """The key of a ticket's grant."""
+        return self._key(f"ticket:{ticket}")
 
     def _key(self, name: str) -> str:
         # Keys keep a prefix even where pub/sub channels have none.

@@ -37,6 +37,7 @@ def _client_settings(url: str | None) -> tuple[str, Settings]:
     environ = process_environ()
     if url is not None:
         environ["REDIS_URL"] = url
+        environ.pop("REDIS_URL_FILE", None)
     settings = Settings.from_environ(environ)
     return settings.redis_url or running_url(settings.port), settings
 
@@ -73,16 +74,18 @@ class MessagePublisher:
         ttl_seconds: int | None = None,
         stored: bool = True,
         key: str | None = None,
+        private: bool = False,
     ) -> str:
         """Publish text, UTF-8 bytes, or anything that JSON can carry; returns the event's id.
 
         A replay skips it after `ttl_seconds`; without `stored` it is delivered live only. Calls
-        with the same `key` (Idempotency-Key) publish once. Raises BadEvent, ChannelEnded,
-        IdempotencyConflict, and when Redis has not accepted it RedisDown, RedisRefused or
-        OutcomeUnknown. Nothing is retried.
+        with the same `key` (Idempotency-Key) publish once. Only streams with a grant for the
+        channel get what is `private`. Raises BadEvent, ChannelEnded, IdempotencyConflict, and when
+        Redis has not accepted it RedisDown, RedisRefused or OutcomeUnknown. Nothing is retried.
         """
+        wanted = Event(_as_text(message), event)
         return self._publish(
-            Publication(Event(_as_text(message), event), self._channels, stored, ttl_seconds, key)
+            Publication(wanted, self._channels, stored, ttl_seconds, key, private=private)
         )
 
     def end(self, reason: str = "finished") -> str:

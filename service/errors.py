@@ -1,5 +1,7 @@
 """What can go wrong, and the answer to it: each class carries its HTTP status and a stable code.
 
+All are imported from here; those of Overloaded are written in service/overload.py.
+
 PushlineError                     500 internal
 |- ConfigError                    (start-up only) one line that names what to mend
 |- NothingToCome                  204 nothing_to_come  the one answer that stops an EventSource
@@ -8,6 +10,10 @@ PushlineError                     500 internal
 |  |- BadEvent                    400 bad_event
 |  |- BadParameter                400 bad_parameter
 |  `- BadBody                     400 bad_body
+|- Unauthorized                   401 no_credential      a credential is wanted
+|  |- BadCredential               401 bad_credential     it is unknown, forged or malformed
+|  `- ExpiredCredential           401 expired_credential
+|- NotGranted                     403 not_granted        the credential does not cover it
 |- ForeignOrigin                  403 foreign_origin
 |- ForeignHost                    403 foreign_host
 |- NoSuchPage                     404 not_found
@@ -20,8 +26,12 @@ PushlineError                     500 internal
 |- Overloaded                     503 overloaded; an EventSource is refused softly instead
 |  |- TooManyStreams              503 too_many_streams
 |  |- TooManyStreamsFromAddress   429 too_many_streams_from_address
+|  |- TooManyStreamsOfUser        429 too_many_streams_of_user
+|  |- TooManyConnects             429 too_many_connects
+|  |- CannotAuthorize             503 cannot_authorize   AUTHORIZE_URL or JWT_JWKS_URL fails
 |  |- Draining                    503 draining
 |  `- NotFollowing                503 not_following
+|- TooManyPublishes               429 too_many_publishes
 `- RedisError                     503 redis_error
    |- RedisDown                   503 redis_down         nothing was published
    |- RedisPoolBusy                503 redis_pool_busy    nothing was published
@@ -32,27 +42,18 @@ PushlineError                     500 internal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from service.failure import PushlineError as PushlineError
+from service.overload import CannotAuthorize as CannotAuthorize
+from service.overload import Draining as Draining
+from service.overload import NotFollowing as NotFollowing
+from service.overload import Overloaded as Overloaded
+from service.overload import TooManyConnects as TooManyConnects
+from service.overload import TooManyStreams as TooManyStreams
+from service.overload import TooManyStreamsFromAddress as TooManyStreamsFromAddress
+from service.overload import TooManyStreamsOfUser as TooManyStreamsOfUser
 
-
-class PushlineError(Exception):
-    """Base of all; `detail` says what happened, `fix` how to mend it."""
-
-    status = 500
-    code = "internal"
-    title = "The service failed"
-    fix = ""
-    retry_after_seconds: int | None = None
-    published: Sequence[str | None] = ()
-    """Of a publish: the id of each event that went out all the same, None for each other one."""
-
-    def __init__(self, detail: str = "", *, fix: str | None = None) -> None:
-        super().__init__(detail or self.title)
-        self.detail = detail or self.title
-        self.members: dict[str, object] = {}
-        """More members of the problem document (RFC 9457, section 3.2)."""
-        if fix is not None:
-            self.fix = fix
+CHALLENGE = 'Bearer realm="pushline"'
+"""What a 401 wants."""
 
 
 class ConfigError(PushlineError):
@@ -107,13 +108,50 @@ class BadBody(BadRequest):
     title = "The request body can't be used"
 
 
+class Unauthorized(PushlineError):
+    """A credential is wanted, and there is none."""
+
+    status = 401
+    code = "no_credential"
+    title = "This wants a credential"
+    challenge = CHALLENGE
+    fix = "Send Authorization: Bearer and a token; streams may use a cookie or a ticket too"
+
+
+class BadCredential(Unauthorized):
+    """A credential that is unknown, forged or malformed; which of them is nobody's business."""
+
+    code = "bad_credential"
+    title = "The credential is not valid"
+    challenge = f'{CHALLENGE}, error="invalid_token"'  # RFC 6750, section 3.1
+    fix = "Get a new token"
+
+
+class ExpiredCredential(Unauthorized):
+    """A credential whose time is over."""
+
+    code = "expired_credential"
+    title = "The credential has expired"
+    challenge = f'{CHALLENGE}, error="invalid_token"'
+    fix = "Get a new token"
+
+
+class NotGranted(PushlineError):
+    """The credential doesn't cover what is asked for."""
+
+    status = 403
+    code = "not_granted"
+    title = "The credential does not allow this"
+    fix = "Ask for a token that grants it"
+
+
 class ForeignOrigin(PushlineError):
-    """A web page of another origin tried to publish."""
+    """A web page of another origin tried to publish, or to use a cookie."""
 
     status = 403
     code = "foreign_origin"
-    title = "Publishing from this origin is not allowed"
-    fix = "Add the page's origin to CORS_ORIGINS, or publish from a server"
+    title = "This is not allowed from this origin"
+    fix = "Add the page's origin to CORS_ORIGINS, or send it from a server"
 
 
 class ForeignHost(PushlineError):
@@ -186,47 +224,14 @@ class UnsupportedBody(PushlineError):
     title = "This kind of body is not taken"
 
 
-class Overloaded(PushlineError):
-    """No stream can be opened now; an EventSource is told to come back later."""
-
-    status = 503
-    code = "overloaded"
-    title = "No stream can be opened now"
-    fix = "Try again in a moment"
-    retry_after_seconds = 5
-    retry_range_milliseconds = (5_000, 30_000)
-    """When a refused EventSource comes back: spread out, so that a full service isn't stormed."""
-
-
-class TooManyStreams(Overloaded):
-    """This worker holds MAX_CONNECTIONS streams."""
-
-    code = "too_many_streams"
-    title = "This worker holds all the streams it may"
-
-
-class TooManyStreamsFromAddress(Overloaded):
-    """This client address holds MAX_CONNECTIONS_PER_IP streams on this worker."""
+class TooManyPublishes(PushlineError):
+    """This credential publishes faster than MAX_PUBLISHES_PER_SECOND."""
 
     status = 429
-    code = "too_many_streams_from_address"
-    title = "This address holds all the streams it may"
-    fix = "Close a stream first; the service's limit is MAX_CONNECTIONS_PER_IP"
-
-
-class Draining(Overloaded):
-    """The worker is shutting down."""
-
-    code = "draining"
-    title = "This worker is shutting down"
-    retry_range_milliseconds = (1_000, 3_000)  # another worker is there, or about to be
-
-
-class NotFollowing(Overloaded):
-    """Redis did not confirm the subscription in time."""
-
-    code = "not_following"
-    title = "Redis did not confirm the channels in time"
+    code = "too_many_publishes"
+    title = "This credential publishes too fast"
+    fix = "Wait; the service's limit is MAX_PUBLISHES_PER_SECOND"
+    retry_after_seconds = 1
 
 
 class RedisError(PushlineError):
@@ -261,7 +266,9 @@ class RedisChanged(RedisError):
 
 
 class RedisRefused(RedisError):
-    """Redis answered that it can't write now; `code` names the reason."""
+    """Redis answered that it can't write now; `code`, one of `codes`, names the reason."""
+
+    codes = ("redis_readonly", "redis_loading", "redis_out_of_memory", "redis_busy", "redis_error")
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)

@@ -20,8 +20,14 @@ RESERVED_NAMES = frozenset({"open", "error"})
 MAX_SEQUENCE = 999_999_999_999_999
 """Above every sequence number that an id has."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_ID = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
+CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f"
+"""What no event name has in it."""
+
+ID_PATTERN = r"([0-9]{1,15})-([0-9]{1,15})"
+"""What all of an event id matches."""
+
+_CONTROL = re.compile(f"[{CONTROL_CHARACTERS}]")
+_ID = re.compile(ID_PATTERN, re.ASCII)
 
 
 class EventId(NamedTuple):

@@ -30,10 +30,11 @@ class Frame:
     `id` is None for foreign events, which are live only. `name` is the event's name, with
     `message` for none. `prev` is the id of the channel's stored event before this one; None for
     an event that isn't stored. With `more`, copies of it for other channels follow. After
-    `deadline`, in milliseconds since 1970, a replay leaves it out.
+    `deadline`, in milliseconds since 1970, a replay leaves it out. `private`, if not None, names
+    its channels: only streams with a grant for one of them get it.
     """
 
-    __slots__ = ("data", "deadline", "id", "more", "name", "prev")
+    __slots__ = ("data", "deadline", "id", "more", "name", "prev", "private")
 
     def __init__(
         self, event_id: EventId | None, name: str, data: bytes, prev: EventId | None = None
@@ -44,6 +45,7 @@ class Frame:
         self.prev = prev
         self.deadline: int | None = None
         self.more = False
+        self.private: frozenset[str] | None = None
 
 
 def unpack(payload: bytes) -> Frame:
@@ -65,11 +67,18 @@ def _unpack_own(payload: bytes) -> Frame:
     if not separator or not data.endswith(b"\n\n"):
         raise ValueError("not a whole frame")
     parsed = EventId.parse(event_id)
-    before, _, deadline = prev.removesuffix("+").partition("/")
+    link, _, private = prev.partition("!")
+    before, _, deadline = link.removesuffix("+").partition("/")
     frame = Frame(parsed, name or "message", data, None if before == "-" else EventId.parse(before))
-    frame.more = prev.endswith("+")
+    frame.more = link.endswith("+")
     frame.deadline = int(deadline) if deadline else None
+    frame.private = private_to(private)
     return frame
+
+
+def private_to(channels: str) -> frozenset[str] | None:
+    """Read a frame's `private`: channels with commas between, or nothing."""
+    return frozenset(channels.split(",")) if channels else None
 
 
 def _foreign(payload: bytes) -> Frame:

@@ -6,10 +6,12 @@ import sys
 from service.errors import ConfigError
 from service.logs import ServiceLogger
 from service.settings import RESERVED_FILES, Settings, raise_file_limit
+from service.token_keys import KeyRing
 
 try:
     settings = Settings.from_environ(os.environ)
     settings.check_can_serve()
+    KeyRing.of_settings(settings)  # refuses keys of which nobody can make use
 except ConfigError as error:
     sys.exit(f"pushline: {error}")
 
@@ -22,8 +24,7 @@ class Logger(ServiceLogger):
     as_json = settings.json_logs
 
 
-_host = f"[{settings.host}]" if ":" in settings.host else settings.host
-bind = f"{_host}:{settings.port}"
+bind = settings.bind
 workers = settings.workers
 worker_class = "service.worker.PushlineWorker"
 logger_class = Logger
@@ -52,4 +53,4 @@ control_socket_disable = True
 http_parser = "python"
 
 # A heartbeat file on a disk that blocks would make the master kill a healthy worker.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nosec B108 # mkstemp

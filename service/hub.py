@@ -6,13 +6,13 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
+from itertools import chain, repeat
 
 import gevent
 from gevent.lock import Semaphore
 
-from service.batch import Batch
 from service.channel_end import last_frame
+from service.control import CONTROL
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.heartbeat import Heartbeat
@@ -44,7 +44,8 @@ FLUSH_SECONDS = 1.0
 class Hub:
     """All streams of this worker. Changes to its registry never yield to another greenlet.
 
-    `hold` keeps descriptors from being reused while a batch is written (see sockets.py).
+    `hold` keeps descriptors from being reused while a batch is written (see sockets.py). `obey`
+    gets what comes on the control channel; it must not yield.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Hub:
         send_timeout_seconds: float,
         retry_milliseconds: int,
         recent: RecentEvents | None = None,
+        obey: Callable[[Frame], None] = lambda _: None,
         hold: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.slow: set[Subscriber] = set()
@@ -64,6 +66,7 @@ class Hub:
         self.hold = hold
         self.streams = 0
         self._recent = recent or RecentEvents()
+        self._obey = obey
         # A tick earlier, as heartbeats are looked at no more often.
         self._heartbeat = Heartbeat(heartbeat_seconds - TICK_SECONDS)
         self._send_timeout_seconds = send_timeout_seconds
@@ -141,11 +144,13 @@ class Hub:
             self._note_position(channel, frame)
             if frame.prev is not None:
                 self._recent.add(channel, frame)
+            if channel == CONTROL:
+                self._obey(frame)
             for view in self._views_of.get(channel, ()):
                 if view.collect(frame):
                     touched[view] = None
-                elif frame.prev is not None and frame.id is not None and frame.id < view.last_id:
-                    # It comes too late to be in order, so it is as good as lost: say so.
+                elif _is_late(frame, view):
+                    # As good as lost: say so.
                     view.push(self._reset_frame(view, [channel], Loss.LOST))
                     touched[view] = None
         return touched
@@ -248,9 +253,9 @@ class Hub:
         for start in range(0, len(due), SLICE_WRITES):
             views = due[start : start + SLICE_WRITES]
             with self._fan_out_turn:
-                self._fan_out(
-                    Share(self._beat_of(view, now), tuple(view.subscribers)) for view in views
-                )
+                positions = [self.position_of(view.selection.channels) for view in views]
+                batches = map(self._heartbeat.batch, views, positions, repeat(now))
+                self._fan_out(map(Share, batches, [tuple(view.subscribers) for view in views]))
             for view in views:
                 self._heartbeat.plan(view)
             gevent.sleep(0)
@@ -261,9 +266,6 @@ class Hub:
         if self._recent.all_ended(channels):
             ends = [last_frame(channel, end) for end, channel in self._recent.ends(channels)]
             self._end_all(view, b"".join(frame.data for frame in ends))
-
-    def _beat_of(self, view: View, now: float) -> Batch:
-        return self._heartbeat.batch(view, self.position_of(view.selection.channels), now)
 
     # -- drain ---------------------------------------------------------------------------------
 
@@ -286,3 +288,10 @@ class Hub:
             gevent.sleep(0.02)
         for subscriber in subscribers:
             subscriber.end(Ending.DRAINED)
+
+
+def _is_late(frame: Frame, view: View) -> bool:
+    """Whether a stored event that `view` selects has come too late to be in order."""
+    if frame.prev is None or frame.id is None or frame.id >= view.last_id:
+        return False
+    return view.selection.selects(frame)

@@ -34,13 +34,13 @@ def log_request(
     fields = {
         "address": address,
         "method": method,
-        "path": path,
+        "path": path.partition("?")[0],  # an encoded one is part of the path
         "status": status,
         "bytes": sent_bytes,
         "seconds": round(seconds, 3),
         **more,
     }
-    access.info("%s %s %s", method, path, status, extra={"fields": fields})
+    access.info("%s %s %s", method, fields["path"], status, extra={"fields": fields})
 
 
 class LineFormatter(logging.Formatter):

@@ -21,7 +21,8 @@ class Publication:
     """One event and the channels that it goes to, under one id.
 
     `stored` is False for an event that is delivered live only. A replay skips it after
-    `ttl_seconds`. `key` is the Idempotency-Key. Raises BadEvent when one of them can't be used.
+    `ttl_seconds`. `key` is the Idempotency-Key, and `credential` names whose it is. Only streams
+    with a grant get what is `private`. Raises BadEvent when one of them can't be used.
     """
 
     event: Event
@@ -30,6 +31,8 @@ class Publication:
     ttl_seconds: int | None = None
     key: str | None = None
     ends: bool = False
+    private: bool = False
+    credential: str = ""
 
     def __post_init__(self) -> None:
         low, high = TTL_RANGE_SECONDS
@@ -45,7 +48,8 @@ class Publication:
         """A hash of everything that the Idempotency-Key stands for."""
         event = self.event
         fields = [event.data, event.name, event.retry_milliseconds, self.channels, self.stored]
-        return sha256(json.dumps([*fields, self.ttl_seconds]).encode()).hexdigest()
+        more = [self.ttl_seconds, self.private]
+        return sha256(json.dumps([*fields, *more]).encode()).hexdigest()
 
 
 def _is_key(key: str) -> bool:

@@ -15,7 +15,8 @@
 -- ARGV[7]  hash of all fields, for the idempotency record
 -- ARGV[8]  seconds that the idempotency record lives
 -- ARGV[9]  1 if this is the channels' last event, else 0
--- ARGV[10+] for each channel four: its Redis pub/sub channel, how many events it keeps (0: this one
+-- ARGV[10] the channels, with commas between, if only streams with a grant for one may get it; or ''
+-- ARGV[11+] for each channel four: its Redis pub/sub channel, how many events it keeps (0: this one
 --          is not stored), for how many seconds, and how many its tail lives
 -- Returns the id and 1 if it is an earlier call's. Errors: CHANGED, CONFLICT, ENDED <place of the
 -- channel>.
@@ -86,14 +87,15 @@ end
 
 local frame = ARGV[4] .. 'id: ' .. id .. '\n' .. ARGV[5]
 local deadline = ARGV[6] ~= '' and string.format('%.0f', now + ARGV[6] * 1000) or ''
-for i = 10, #ARGV, 4 do
-  local history, tail = KEYS[3 + (i - 10) / 2], KEYS[4 + (i - 10) / 2]
+local flags = ARGV[10] ~= '' and '!' .. ARGV[10] or ''
+for i = 11, #ARGV, 4 do
+  local history, tail = KEYS[3 + (i - 11) / 2], KEYS[4 + (i - 11) / 2]
   local keep, seconds, tail_seconds = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   local prev = '-'
   if keep > 0 then
     prev = previous(history, tail, tail_seconds)
     redis.call('XADD', history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', ARGV[3],
-      'frame', frame, 'deadline', deadline)
+      'frame', frame, 'deadline', deadline, 'private', ARGV[10])
     redis.call('EXPIRE', history, seconds)
     redis.call('HSET', tail, 'id', id)
     redis.call('EXPIRE', tail, tail_seconds)
@@ -103,7 +105,7 @@ for i = 10, #ARGV, 4 do
   -- Who has one copy must know that others are on the way.
   local more = i + 4 <= #ARGV and '+' or ''
   redis.call('PUBLISH', ARGV[i],
-    '\255P1 ' .. id .. ' ' .. prev .. more .. ' ' .. ARGV[3] .. '\n' .. frame)
+    '\255P1 ' .. id .. ' ' .. prev .. more .. flags .. ' ' .. ARGV[3] .. '\n' .. frame)
 end
 if KEYS[2] ~= '' then
   redis.call('HSET', KEYS[2], 'id', id, 'hash', ARGV[7])

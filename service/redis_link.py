@@ -32,8 +32,11 @@ DEAD_AFTER_TICKS = 7
 READ_BYTES = 1_048_576
 """Most that one read takes: all that the socket holds, so that a flood makes large batches."""
 
+MARKS_PREFIX = "$marks-"
+"""How the channels of marks begin, one for each follower."""
+
 MARK = "$mark"
-"""The name of frames on channels of the service's own; their data is the message as it is."""
+"""The name of frames on such channels; their data is the message as it is."""
 
 SUBSCRIBE_BATCH = 512
 """Channels in one SUBSCRIBE, so that no single command is huge."""
@@ -176,7 +179,7 @@ class RedisLink:
         kind, pubsub, payload = reply
         channel = self._names.channel(pubsub.decode("utf-8", "replace"))
         if kind == b"message":
-            mark = channel.startswith("$")
+            mark = channel.startswith(MARKS_PREFIX)
             frames.append((channel, Frame(None, MARK, payload) if mark else unpack(payload)))
         elif kind == b"subscribe":
             confirmed.append(channel)

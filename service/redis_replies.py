@@ -16,7 +16,7 @@ from service.errors import (
     RedisRefused,
 )
 from service.event import EventId
-from service.frame import Frame
+from service.frame import Frame, private_to
 from service.publication import Publication
 
 
@@ -61,6 +61,7 @@ def frame_of(entry_id: bytes, fields: list[bytes]) -> Frame:
     name = values[b"name"].decode() or "message"
     frame = Frame(id_of(entry_id), name, values[b"frame"], id_of(values[b"prev"]))
     frame.deadline = int(values[b"deadline"]) if values[b"deadline"] else None
+    frame.private = private_to(values.get(b"private", b"").decode())
     return frame
 
 

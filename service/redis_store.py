@@ -81,7 +81,9 @@ class RedisStore:
     def _publish_command(self, publication: Publication, floor: EventId, born: EventId) -> Command:
         names, event, channels = self._names, publication.event, publication.channels
         before, after = encode(event)
-        key = publication.key and names.idempotency(channels, publication.key)
+        key = publication.key and names.idempotency(
+            publication.credential, channels, publication.key
+        )
         keys: list[str] = [names.clock, key or ""]
         options: list[str | int] = []
         for channel in channels:
@@ -100,6 +102,7 @@ class RedisStore:
             *(event.name or "", before, after, publication.ttl_seconds or ""),
             *(publication.fingerprint() if key else "", self._idempotency_seconds),
             int(publication.ends),
+            ",".join(channels) if publication.private else "",
             *options,
         )
 
@@ -156,6 +159,17 @@ class RedisStore:
         keys = [names.clock, names.history(channel), names.tail(channel)]
         (reply,) = self._script("forget", keys, names.pubsub(channel))
         return bool(reply)
+
+    # -- tickets -------------------------------------------------------------------------------
+
+    def keep_ticket(self, ticket: str, grant: str, seconds: int) -> None:
+        """Remember what a ticket grants."""
+        checked(self._pool.run([("SET", self._names.ticket(ticket), grant, "EX", seconds)]))
+
+    def ticket(self, ticket: str) -> bytes | None:
+        """What a ticket grants; None for one that is unknown or too old."""
+        (grant,) = checked(self._pool.run([("GET", self._names.ticket(ticket))]))
+        return grant if isinstance(grant, bytes) else None
 
     # -- connections ---------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Step:
     size: int = 0
     partial: bool = False
     ends: set[EventId] = field(default_factory=set)
-    _batches: dict[frozenset[str] | None, list[Batch]] = field(default_factory=dict)
+    _batches: dict[object, list[Batch]] = field(default_factory=dict)
 
     def extend(self, frames: Iterable[Frame]) -> None:
         """Add events in order; one that is in several channels counts once."""
@@ -52,11 +52,11 @@ class Step:
                     self.ends.add(frame.id)
 
     def batches(self, selection: Selection) -> list[Batch]:
-        """The selected events, joined; made once for each set of event names."""
-        if selection.names not in self._batches:
-            selected = filter(selection.selects, self.frames)
-            self._batches[selection.names] = list(joined(selected))
-        return self._batches[selection.names]
+        """The selected events, joined; made once for each set of event names and rights."""
+        key = selection.names, selection.granted
+        if key not in self._batches:
+            self._batches[key] = list(joined(filter(selection.selects, self.frames)))
+        return self._batches[key]
 
 
 @dataclass(slots=True)

@@ -12,6 +12,9 @@ from service.settings import Settings
 TAIL_SECONDS = 86_400
 """How much longer than its last event the end of a channel is remembered."""
 
+SERVICE_EVENTS, SERVICE_SECONDS = 1000, 3600
+"""What the service's own channels keep, whatever the settings say: commands must not get lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retention:
@@ -29,7 +32,8 @@ class Retention:
 class RetentionRules:
     """The retention of each channel: of the first rule whose pattern selects it, else the default.
 
-    A rule is a pattern, a number of events and a number of seconds.
+    A rule is a pattern, a number of events and a number of seconds. None is for the service's own
+    channels, whose names begin with `$`.
     """
 
     def __init__(self, default: Retention, rules: Iterable[tuple[str, int, int]] = ()) -> None:
@@ -48,6 +52,8 @@ class RetentionRules:
         return self.of(channel).tail_seconds
 
     def _of(self, channel: str) -> Retention:
+        if channel.startswith("$"):
+            return Retention(SERVICE_EVENTS, SERVICE_SECONDS)
         for pattern, retention in self._rules:
             if pattern.matches(channel):
                 return retention

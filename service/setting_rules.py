@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from service.redis_address import RedisAddress
 
@@ -12,6 +13,21 @@ Parse = Callable[[str], Any]
 
 Rule = tuple[Parse, str]
 """Reads a text, or raises ValueError or KeyError; and what it accepts."""
+
+ALGORITHMS = (
+    *("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+"""How tokens may be signed; the first one that fits a key is its usual one."""
+
+MIN_SECRET_BYTES = 32
+"""A shorter one could be guessed from a token; RFC 7518 wants as many bytes as HS256 makes."""
+
+_PATTERN = r"[A-Za-z0-9_.:*-]{1,128}"
+_PUBLISH_KEY = re.compile(
+    rf"([A-Za-z0-9_-]{{16,256}})(?:=({_PATTERN}(?:\|{_PATTERN})*))?", re.ASCII
+)
+_PEM = re.compile(r"-----BEGIN ((?:RSA )?PUBLIC KEY)-----\s[^-]+-----END \1-----")
 
 
 def whole(low: int, high: int) -> Rule:
@@ -91,7 +107,69 @@ def checked_redis_url(text: str) -> str:
 
 def history_rule(text: str) -> tuple[str, int, int]:
     """A pattern, and how many events and seconds the channels that it selects keep."""
-    match = re.fullmatch(r"([A-Za-z0-9_.:*-]{1,128})=(\d{1,7})/(\d{1,8})", text, re.ASCII)
+    match = re.fullmatch(rf"({_PATTERN})=(\d{{1,7}})/(\d{{1,8}})", text, re.ASCII)
     if match is None or int(match[3]) < 1:
         raise ValueError
     return match[1], int(match[2]), int(match[3])
+
+
+def channel_pattern(text: str) -> str:
+    """A pattern that selects channels."""
+    if not re.fullmatch(_PATTERN, text, re.ASCII):
+        raise ValueError
+    return text
+
+
+def publish_key(text: str) -> tuple[str, tuple[str, ...]]:
+    """A key, and the patterns of the channels that it may publish to."""
+    match = _PUBLISH_KEY.fullmatch(text)
+    if match is None:
+        raise ValueError
+    return match[1], tuple((match[2] or "*").split("|"))
+
+
+def jwt_secret(text: str) -> tuple[str, str]:
+    """Key id, or nothing, and secret. A PEM is none: its first word is too short."""
+    kid, colon, secret = text.partition(":")
+    if not colon:
+        kid, secret = "", text
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        raise ValueError
+    return kid, secret
+
+
+def pem_blocks(text: str) -> tuple[str, ...]:
+    """Each public key of a PEM text; files of variables write its line breaks as `\\n`."""
+    text = text.replace("\\n", "\n")
+    blocks = tuple(match[0] for match in _PEM.finditer(text))
+    if not blocks or _PEM.sub("", text).strip():
+        raise ValueError
+    return blocks
+
+
+def algorithm(text: str) -> str:
+    """How a token may be signed."""
+    if text not in ALGORITHMS:
+        raise ValueError
+    return text
+
+
+def url(*schemes: str) -> Rule:
+    """A URL with one of some schemes, without user and password."""
+
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        named = parts.hostname if parts.scheme != "file" else parts.path and not parts.netloc
+        good = parts.scheme in schemes and named and parts.port != 0 and "@" not in parts.netloc
+        if not good or parts.fragment or not re.fullmatch("[!-~]+", text):
+            raise ValueError
+        return text
+
+    return parse, f"a URL with {' or '.join(f'{one}://' for one in schemes)}, without a password"
+
+
+def without_credentials(text: str) -> str:
+    """What may be shown of something that was meant to be a URL: no password, no query."""
+    scheme = re.match(r"[a-z+]{1,20}://", text)
+    _, at, place = text[scheme.end() if scheme else 0 :].rpartition("@")
+    return (scheme[0] if scheme else "") + ("***@" if at else "") + place.partition("?")[0]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
-import re
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from service.access_settings import AccessSettings
 from service.errors import ConfigError
+from service.setting_fields import read, setting
 from service.setting_rules import (
-    Rule,
     checked_redis_url,
     cors_origin,
     history_rule,
@@ -24,6 +23,7 @@ from service.setting_rules import (
     one_of,
     switch,
     whole,
+    without_credentials,
 )
 
 RESERVED_FILES = 1000
@@ -35,139 +35,152 @@ MOST_FILES = 1_048_576
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-def _setting(env: str, default: Any, rule: Rule, meaning: str) -> Any:
-    parse, accepts = rule
-    metadata = {"env": env, "parse": parse, "accepts": accepts, "meaning": meaning}
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(AccessSettings):
     """Every setting with its default; `from_environ` reads and checks them.
 
     Units stand in the names. Constructors get the few values that they need, never this object.
     """
 
-    host: str = _setting(
+    host: str = setting(
         "HOST",
         "127.0.0.1",
         matching(r"[^\s/\[\]]+", "an address or a host name, without brackets"),
         "address to listen on",
     )
-    port: int = _setting("PORT", 8000, whole(1, 65535), "port to listen on")
-    workers: int = _setting("WEB_CONCURRENCY", 1, whole(1, 256), "worker processes")
-    keepalive_seconds: int = _setting(
+    port: int = setting("PORT", 8000, whole(1, 65535), "port to listen on")
+    workers: int = setting("WEB_CONCURRENCY", 1, whole(1, 256), "worker processes")
+    keepalive_seconds: int = setting(
         "KEEPALIVE_SECONDS",
         15,
         whole(1, 300),
         "how long an idle connection stays open between requests; 95 on Heroku",
     )
-    redis_url: str | None = _setting(
+    redis_url: str | None = setting(
         "REDIS_URL",
         None,
         (checked_redis_url, "redis://, rediss://, unix:// or redis+sentinel://, without a query"),
         "Redis or Valkey; without it `serve` starts a private Valkey",
+        secret=True,
+        shown=without_credentials,
     )
-    redis_tls_verify: bool = _setting(
+    redis_tls_verify: bool = setting(
         "REDIS_TLS_VERIFY", True, switch(), "0 accepts any certificate of a rediss:// server"
     )
-    redis_pool: int = _setting(
+    redis_pool: int = setting(
         "REDIS_POOL", 3, whole(1, 1000), "command connections to Redis of each worker"
     )
-    channel_prefix: str = _setting(
+    channel_prefix: str = setting(
         "CHANNEL_PREFIX",
         "pushline:",
         matching(r"[A-Za-z0-9_.:-]{0,64}", "up to 64 of A-Z a-z 0-9 _ . : -"),
         "before Redis channels and keys; empty to share channels with flask-sse",
+        empty=True,
     )
-    history_events: int = _setting(
+    history_events: int = setting(
         "HISTORY_EVENTS", 1000, whole(0, 1_000_000), "events that each channel keeps; 0: none"
     )
-    history_seconds: int = _setting(
+    history_seconds: int = setting(
         "HISTORY_SECONDS",
         86_400,
         whole(1, 31_536_000),
         "how long a channel keeps them after its last event",
     )
-    history_rules: tuple[tuple[str, int, int], ...] = _setting(
+    history_rules: tuple[tuple[str, int, int], ...] = setting(
         "HISTORY_RULES",
         (),
         listed(history_rule, "pattern=events/seconds, such as orders.*=100/3600"),
         "other numbers for the channels that a pattern selects; the first one counts",
     )
-    replay_events: int = _setting(
+    replay_events: int = setting(
         "REPLAY_EVENTS", 10_000, whole(1, 1_000_000), "events replayed to one stream at most"
     )
-    replay_bytes: int = _setting(
+    replay_bytes: int = setting(
         "REPLAY_BYTES",
         8_388_608,
         whole(1024, 1_073_741_824),
         "bytes of events replayed to one stream at most",
     )
-    idempotency_seconds: int = _setting(
+    idempotency_seconds: int = setting(
         "IDEMPOTENCY_SECONDS", 300, whole(1, 86_400), "how long an Idempotency-Key is remembered"
     )
-    heartbeat_seconds: float = _setting(
+    heartbeat_seconds: float = setting(
         "HEARTBEAT_SECONDS", 15.0, number(0.5, 50), "longest silence on a stream"
     )
-    retry_milliseconds: int = _setting(
+    retry_milliseconds: int = setting(
         "RETRY_MILLISECONDS",
         2000,
         whole(100, 600_000),
         "how long a client waits before it reconnects; jittered",
     )
-    max_connections: int = _setting(
+    max_connections: int = setting(
         "MAX_CONNECTIONS", 0, whole(0, 1_000_000), "streams of a worker; 0: from the file limit"
     )
-    max_connections_per_ip: int = _setting(
+    max_connections_per_ip: int = setting(
         "MAX_CONNECTIONS_PER_IP",
         100,
         whole(0, 1_000_000),
         "streams of a worker from one address (IPv6: one /64); 0: no limit",
     )
-    max_channels_per_stream: int = _setting(
+    max_connections_per_user: int = setting(
+        "MAX_CONNECTIONS_PER_USER",
+        20,
+        whole(0, 1_000_000),
+        "streams of a worker with tokens of one user (`sub`); 0: no limit",
+    )
+    max_connects_per_second_per_ip: int = setting(
+        "MAX_CONNECTS_PER_SECOND_PER_IP",
+        20,
+        whole(0, 1_000_000),
+        "streams, tickets and histories that one address may ask for a second, twice that at once;"
+        " 0: no limit",
+    )
+    max_publishes_per_second: int = setting(
+        "MAX_PUBLISHES_PER_SECOND",
+        0,
+        whole(0, 1_000_000),
+        "events that one credential may publish a second, twice that at once; 0: no limit",
+    )
+    max_channels_per_stream: int = setting(
         "MAX_CHANNELS_PER_STREAM", 64, whole(1, 1000), "channels that one stream may name"
     )
-    max_event_bytes: int = _setting(
+    max_event_bytes: int = setting(
         "MAX_EVENT_BYTES", 262_144, whole(1, 16_777_216), "size of an event's data in UTF-8"
     )
-    outbox_bytes: int = _setting(
+    outbox_bytes: int = setting(
         "OUTBOX_BYTES",
         262_144,
         whole(1024, 1_073_741_824),
         "unsent bytes beyond which a slow stream is closed",
     )
-    send_timeout_seconds: float = _setting(
+    send_timeout_seconds: float = setting(
         "SEND_TIMEOUT_SECONDS", 10.0, number(0.5, 300), "how long a stream may take nothing"
     )
-    drain_seconds: float = _setting(
+    drain_seconds: float = setting(
         "DRAIN_SECONDS", 10.0, number(0, 600), "over how long a stopping worker ends its streams"
     )
-    publish_open: bool = _setting(
-        "PUBLISH_OPEN", False, switch(), "1 lets anyone who reaches the service publish"
-    )
-    cors_origins: tuple[str, ...] = _setting(
+    cors_origins: tuple[str, ...] = setting(
         "CORS_ORIGINS",
         (),
         listed(cors_origin, "origins such as https://example.com, or * for streams"),
         "pages of other origins that may stream and publish",
     )
-    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = _setting(
+    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = setting(
         "TRUSTED_PROXIES",
         (),
         listed(ipaddress.ip_network, "networks such as 10.0.0.0/8"),
         "proxies whose X-Forwarded-For is believed",
     )
-    log_level: str = _setting(
+    log_level: str = setting(
         "LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"), "least level logged"
     )
-    log_format: str = _setting(
+    log_format: str = setting(
         "LOG_FORMAT",
         "auto",
         one_of("auto", "text", "json"),
         "auto: text on a terminal, else json",
     )
-    embedded: bool = _setting(
+    embedded: bool = setting(
         "PUSHLINE_EMBEDDED", False, switch(), "set by `serve` when it started its own Valkey"
     )
 
@@ -175,19 +188,11 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read every setting from `environ` (by default the process's own).
 
-        A missing or empty one has its default.
+        A missing or empty one has its default. Secrets may come from files: JWT_SECRET_FILE.
 
-        Raises ConfigError, one line with key, value and the accepted range.
+        Raises ConfigError, one line with key, value and the accepted range; secrets aren't shown.
         """
-        environ = os.environ if environ is None else environ
-        values: dict[str, Any] = {}
-        for spec in dataclasses.fields(cls):
-            text = environ.get(spec.metadata["env"], "")
-            if text == "" and spec.name != "channel_prefix":
-                continue
-            if text == "" and spec.metadata["env"] not in environ:
-                continue
-            values[spec.name] = _parsed(spec, text)
+        values = read(dataclasses.fields(cls), os.environ if environ is None else environ)
         if not values.get("max_connections"):
             values["max_connections"] = streams_that_fit()
         return cls(**values)
@@ -196,6 +201,17 @@ class Settings:
     def local(self) -> bool:
         """Local mode: a private Valkey and a loopback bind, so only this machine gets in."""
         return self.embedded and self.host in LOOPBACK_HOSTS
+
+    @property
+    def bind(self) -> str:
+        """Where gunicorn listens."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def public_patterns(self) -> tuple[str, ...]:
+        """The channels that anyone may stream."""
+        return self.public_channels or (("*",) if self.local else ())
 
     @property
     def json_logs(self) -> bool:
@@ -214,25 +230,12 @@ class Settings:
         self.check_publishing()
 
     def check_publishing(self) -> None:
-        """Raise ConfigError when anyone could publish and nobody has said that this is meant."""
-        if not self.local and not self.publish_open:
+        """Raise ConfigError in production when nobody has said who may publish."""
+        if not (self.local or self.publish_open or self.has_credentials):
             raise ConfigError(
-                "anyone could publish: set PUBLISH_OPEN=1 to allow that,"
-                " or stay on 127.0.0.1 without REDIS_URL"
+                "nobody could publish: set PUBLISH_KEYS (`python -m service keys` makes one),"
+                " JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL, or PUBLISH_OPEN=1 for anyone"
             )
-
-
-def _parsed(spec: dataclasses.Field[Any], text: str) -> Any:
-    try:
-        return spec.metadata["parse"](text)
-    except (ValueError, KeyError):
-        env, accepts = spec.metadata["env"], spec.metadata["accepts"]
-        shown = _without_password(text) if env == "REDIS_URL" else text
-        raise ConfigError(f"{env}={shown!r} can't be used: it takes {accepts}") from None
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//.*@", "//***@", url.partition("?")[0])
 
 
 def streams_that_fit() -> int:

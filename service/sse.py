@@ -55,6 +55,11 @@ def encode_ping(milliseconds: int) -> bytes:
     return b'event: $ping\ndata: {"time": %d}\n\n' % milliseconds
 
 
+def encode_end(reason: str) -> bytes:
+    """The end of one stream, not of a channel; it has no id, so the client can go on from there."""
+    return b'event: $end\ndata: {"reason": "%s"}\n\n' % reason.encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """An event as a client receives it; `id` is the last event id, empty before the first one."""

@@ -31,6 +31,8 @@ class Ending(enum.Enum):
     DRAINED = "drained"
     CHANNEL_ENDED = "channel_ended"
     NOT_RESUMED = "not_resumed"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 class Outlet(Protocol):
@@ -52,7 +54,9 @@ class Subscriber:
     """One open stream. Every byte to its client goes through here, so none follows its end.
 
     `fd` is -1 once the client is gone; `ending` is set as soon as no event may follow. `address`
-    is the client's. `opened_at` and `moved_at` (when a backlog last shrank) are monotonic seconds.
+    is the client's, `user` whose credential it has shown, `number` this worker's for the stream.
+    `opened_at` and `moved_at` (when a backlog last shrank) are monotonic seconds, `expires_at`
+    seconds since 1970.
     """
 
     __slots__ = (
@@ -64,12 +68,15 @@ class Subscriber:
         "address",
         "chunked",
         "ending",
+        "expires_at",
         "fd",
         "moved_at",
+        "number",
         "opened_at",
         "overflow",
         "selection",
         "unsent",
+        "user",
         "view",
     )
 
@@ -82,12 +89,18 @@ class Subscriber:
         *,
         chunked: bool,
         overflow: Overflow = Overflow.CLOSE,
+        user: str = "",
+        number: int = 0,
+        expires_at: float | None = None,
     ) -> None:
         self.fd = fd
         self.selection = selection
         self.address = address
         self.chunked = chunked
         self.overflow = overflow
+        self.user = user
+        self.number = number
+        self.expires_at = expires_at
         self.opened_at = self.moved_at = time.monotonic()
         self.ending: Ending | None = None
         self.view: View | None = None

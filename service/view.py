@@ -14,14 +14,23 @@ from service.subscriber import Subscriber
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The channels of a stream, its event names (None: all) and the kind of its heartbeats."""
+    """The channels of a stream, its event names (None: all) and the kind of its heartbeats.
+
+    `granted` are those of the channels whose private events it may see.
+    """
 
     channels: tuple[str, ...]
     names: frozenset[str] | None = None
     visible_pings: bool = False
+    granted: frozenset[str] = frozenset()
 
     def selects(self, frame: Frame) -> bool:
-        """Whether a frame of one of the channels is wanted; the service's own always are."""
+        """Whether a frame of one of the channels is wanted and granted.
+
+        The service's own are wanted always.
+        """
+        if frame.private is not None and self.granted.isdisjoint(frame.private):
+            return False
         return self.names is None or frame.name in self.names or frame.name.startswith("$")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import socket
 import time
@@ -18,10 +19,13 @@ import gevent
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
+from service.routes.headers import HEADERS
 from service.sockets import HAND_OVER, HANDED_OVER
 
 if TYPE_CHECKING:
     from service.app import Service
+
+log = logging.getLogger("pushline.worker")
 
 Application = Callable[[MutableMapping[str, Any], Any], Iterable[bytes]]
 
@@ -56,6 +60,8 @@ class PushlineWorker(GeventWorker):
 
     def run(self) -> None:
         """Start the service, serve until told to stop, and stop it."""
+        hub: Any = gevent.get_hub()
+        hub.print_exception = log_failure
         self.service.start(failed=self._give_up)
         try:
             super().run()
@@ -126,6 +132,11 @@ class PushlineWorker(GeventWorker):
             gevent.sleep(0.1)
 
 
+def log_failure(context: object, kind: Any, error: Any, trace: Any) -> None:
+    """Log why a greenlet has failed; gevent itself would print its arguments too."""
+    log.error("a greenlet failed", exc_info=(kind, error, trace))
+
+
 def unreadable(status: int) -> bytes:
     """The whole answer to bytes that gunicorn can't read as a request."""
     reason = HTTPStatus(status).phrase
@@ -141,7 +152,9 @@ def unreadable(status: int) -> bytes:
         f"HTTP/1.1 {status} {reason}",
         "Connection: close",
         "Content-Type: application/problem+json",
+        "Cache-Control: no-store",
         f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in HEADERS.items()),
     ]
     return "\r\n".join([*head, "", body]).encode()
 

@@ -1,13 +1,18 @@
 /** The demo page: streams channels, publishes events, shows what happens. */
 
-import {publish, whyRefused} from "./api.js";
+import {Refusal, getTicket, publish, whyRefused} from "./api.js";
 import {EventList, duration} from "./eventlist.js";
 import {Pushline} from "./pushline.js";
 import {RateChart} from "./rate.js";
 
 const CHANNEL = /^[A-Za-z0-9_.:-]{1,128}$/;
+const TOKEN = /^[\x21-\x7e]*$/; // what a header can hold
 const TICK_MILLISECONDS = 250; // between two looks at the clock, for the countdown and the figures
 const SLOW_MILLISECONDS = 5000; // a connection that takes longer needs a word
+const ENDINGS = {
+  expired: "The credential has expired: opening again",
+  revoked: "The service has closed this stream: Start opens another",
+};
 const WORDS = {connecting: "Connecting", open: "Open", waiting: "Retrying", closed: "Closed", ended: "Ended"};
 
 const at = (id) => document.getElementById(id);
@@ -16,7 +21,8 @@ const chart = new RateChart(at("chart"), at("chart-max"));
 const list = new EventList(at("events"), showList);
 
 let stream = null;
-let choice = {channels: [], names: []}; // what the stream was started with
+let choice = {channels: [], names: [], token: ""}; // what the stream was started with
+let since = ""; // the event id after which it was to begin; "" for what is new
 let position = ""; // the last id seen: an event that doesn't move it has no id of its own
 let received = 0;
 let reopening = 0; // performance.now() at which a waiting stream opens
@@ -26,36 +32,53 @@ let slow = Infinity; // performance.now() from which a connection takes long
 
 function start() {
   const chosen = fields();
-  const wrong = complaint(chosen.channels);
-  at("channels-error").textContent = wrong;
-  at("channels-error").hidden = !wrong;
-  at("channels").setAttribute("aria-invalid", String(Boolean(wrong)));
-  if (wrong) {
-    at("channels").focus();
+  const wrong = [complain("channels", aboutChannels(chosen.channels)), complain("token", aboutToken(chosen.token))];
+  if (wrong.some(Boolean)) {
+    at(wrong[0] ? "channels" : "token").focus();
     return;
   }
+  const goesOn = running() && chosen.channels.join() === choice.channels.join(); // with another token, say
+  since = goesOn ? stream.lastEventId || since : "";
+  position = since;
   stream?.close();
   choice = chosen;
-  position = "";
   at("state").dataset.state = "closed"; // what the old stream was says nothing about the new one
-  stream = new Pushline(streamUrl(), {events: choice.names});
+  stream = new Pushline(address, {events: choice.names});
   stream.addEventListener("state", onState);
   ["message", "$reset", "$end", "$ping", ...choice.names].forEach(listen);
   if (!choice.channels.includes(at("publish-channel").value)) at("publish-channel").value = choice.channels[0];
-  at("command").textContent = `curl -d 'hello' ${new URL(`channels/${choice.channels[0]}`, document.baseURI)}`;
+  const bearer = choice.token && '-H "Authorization: Bearer $TOKEN" ';
+  at("command").textContent = `curl ${bearer}-d 'hello' ${new URL(`channels/${choice.channels[0]}`, document.baseURI)}`;
   showAddress();
 }
 
 function fields() {
   const words = (id) => [...new Set(at(id).value.split(/[\s,]+/).filter(Boolean))];
-  return {channels: words("channels"), names: words("names")};
+  return {channels: words("channels"), names: words("names"), token: token()};
+}
+
+/** The token that the field holds: nothing else keeps it. */
+function token() {
+  return at("token").value.trim().replace(/^Bearer\s+/i, "");
+}
+
+/** Says under a field what is wrong with it; "" is nothing. */
+function complain(id, wrong) {
+  at(`${id}-error`).textContent = wrong;
+  at(`${id}-error`).hidden = !wrong;
+  at(id).setAttribute("aria-invalid", String(Boolean(wrong)));
+  return wrong;
 }
 
 /** What is wrong with the channels, in words; "" if nothing is. */
-function complaint(channels) {
+function aboutChannels(channels) {
   if (!channels.length) return "Name at least one channel.";
   const bad = channels.find((channel) => !CHANNEL.test(channel));
   return bad ? `“${bad}” is no channel name: use 1 to 128 letters, digits and _ . : -` : "";
+}
+
+function aboutToken(said) {
+  return TOKEN.test(said) ? "" : "This is no token: it has spaces in it, or letters that none has.";
 }
 
 function listen(name) {
@@ -66,6 +89,14 @@ function streamUrl() {
   const url = new URL("stream", document.baseURI);
   choice.channels.forEach((channel) => url.searchParams.append("channel", channel));
   url.searchParams.append("ping", "event");
+  if (since) url.searchParams.append("last_event_id", since);
+  return url;
+}
+
+/** Where the stream opens this time: with a ticket of its own, as tokens don't belong into addresses. */
+async function address() {
+  const url = streamUrl();
+  if (choice.token) url.searchParams.set("ticket", await getTicket(choice.channels, choice.token));
   return url;
 }
 
@@ -81,13 +112,15 @@ function showAddress() {
 function onEvent(event) {
   const now = Date.now();
   const service = event.type.startsWith("$");
-  const id = event.lastEventId === position || event.type === "$ping" ? "" : event.lastEventId;
+  const said = service ? saying(event.data) : {};
+  const numbered = event.type !== "$ping" && !(event.type === "$end" && said.channel === undefined);
+  const id = numbered && event.lastEventId !== position ? event.lastEventId : "";
   position = event.lastEventId;
   const published = /^\d+-\d+$/.test(id) ? Number(id.split("-")[0]) : null;
   list.add({
     id,
     type: event.type,
-    text: service ? meaning(event) : event.data,
+    text: service ? meaning(event, said) : event.data,
     time: published ?? now,
     latency: published === null || service ? null : Math.max(0, now - published),
   });
@@ -96,15 +129,19 @@ function onEvent(event) {
   chart.count();
 }
 
-/** What an event of the service says, for people. */
-function meaning({type, data}) {
-  let said = {};
+/** The object that an event of the service holds. */
+function saying(data) {
   try {
-    said = {...JSON.parse(data)};
+    return {...JSON.parse(data)};
   } catch {
-    return data;
+    return {};
   }
+}
+
+/** What an event of the service says, for people. */
+function meaning({type, data}, said) {
   if (type === "$ping") return "Alive, nothing to send";
+  if (type === "$end" && !said.channel) return ENDINGS[said.reason] ?? "The service has ended this stream";
   if (type === "$end") return `Channel ${said.channel} has ended${said.reason ? `: ${said.reason}` : ""}`;
   if (type !== "$reset") return data;
   const channels = Array.isArray(said.channels) ? said.channels.join(", ") : "this stream";
@@ -118,7 +155,7 @@ function onState(event) {
     return;
   }
   if (event.target !== stream) return; // the one that was just replaced
-  const {state, delay, reconnects} = event.detail;
+  const {state, delay, reconnects, error} = event.detail;
   reopening = performance.now() + delay;
   const before = at("state").dataset.state;
   if (state !== "connecting") slow = Infinity;
@@ -128,15 +165,15 @@ function onState(event) {
   at("state-word").textContent = again ? "Reconnecting" : WORDS[state];
   at("reconnects").textContent = numbers.format(reconnects);
   document.title = `${WORDS[state]}: ${choice.channels.join(", ")} – Pushline`;
-  if (state === "waiting") explain(stream);
+  if (state === "waiting") explain(stream, error);
   else if (state !== "connecting") at("notice").hidden = true;
   showButtons();
   showList();
   tick();
 }
 
-async function explain(refused) {
-  const reason = await whyRefused(streamUrl());
+async function explain(refused, error) {
+  const reason = error instanceof Refusal ? error : await whyRefused(streamUrl(), choice.token);
   if (!reason || stream !== refused || !["waiting", "connecting"].includes(stream.state)) return;
   notice(reason.message, reason.advice);
 }
@@ -158,9 +195,13 @@ async function send() {
     at("publish-channel").focus();
     return;
   }
+  if (complain("token", aboutToken(token()))) {
+    at("token").focus();
+    return;
+  }
   hear(name);
   try {
-    const {id, milliseconds} = await publish(channel, name, at("publish-data").value);
+    const {id, milliseconds} = await publish(channel, name, at("publish-data").value, token());
     showResult(true, `Published ${id}`, `to ${channel}, accepted in ${duration(milliseconds)}`);
   } catch (error) {
     showResult(false, error.message, error.advice ?? "");
@@ -184,6 +225,7 @@ function showResult(ok, title, advice) {
   rest.textContent = advice;
   at("result").dataset.ok = String(ok);
   at("result").replaceChildren(head, rest);
+  at("result").scrollIntoView({block: "nearest"});
 }
 
 // --- Showing --------------------------------------------------------------------------------------------------------
@@ -232,6 +274,10 @@ at("stream-form").addEventListener("submit", (event) => {
   start();
 });
 at("stream-form").addEventListener("input", showButtons);
+at("show").addEventListener("click", () => {
+  const shown = at("token").classList.toggle("shown");
+  at("show").setAttribute("aria-pressed", String(shown));
+});
 at("stop").addEventListener("click", () => stream.close());
 at("publish-form").addEventListener("submit", (event) => {
   event.preventDefault();

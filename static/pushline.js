@@ -11,6 +11,24 @@
  *     stream.addEventListener("price", (event) => console.log(event.lastEventId, event.data));
  *     stream.addEventListener("state", ({detail}) => console.log(detail.state, detail.delay));
  *     stream.close();
+ *
+ * No token stands in an address, where logs and histories would keep it. A cookie is sent by the browser; else let a
+ * function turn the token into a ticket, which counts for a minute, for each opening:
+ *
+ *     const stream = new Pushline(async () => {
+ *       const headers = {Authorization: `Bearer ${await currentToken()}`};
+ *       const answer = await fetch("/tickets?channel=orders", {method: "POST", headers});
+ *       if (!answer.ok) throw new Error(`no ticket: ${answer.status}`);
+ *       const {ticket} = await answer.json();
+ *       return `/stream?channel=orders&ticket=${ticket}`;
+ *     });
+ *
+ * A page of another origin, which CORS_ORIGINS must list, does the same with whole addresses. To let a cookie count
+ * there, say `{withCredentials: true}`, or `credentials: "include"` to fetch; but many browsers keep cookies from
+ * pages of another site, and tickets from none.
+ *
+ * When the credential expires, the service ends the stream with `$end`, reason "expired": the function is asked again,
+ * and the stream goes on after the last event it has seen. If there is no new credential yet, it keeps trying.
  */
 
 /** The unnamed event and the service's own: always listened for, which keeps the last event id fresh. */
@@ -25,8 +43,9 @@ const CURSORS = ["last_event_id", "lastEventID", "lastEventId", "last", "since"]
  * @typedef {object} PushlineState
  * @property {"connecting"|"open"|"waiting"|"closed"|"ended"} state
  *   connecting: a connection is being made, by the browser's own retry too, which hides its delay.
- *   waiting: EventSource gave up; a new one opens after `delay`.
- *   closed: close() was called. ended: every channel of the stream has sent `$end`. Both are final.
+ *   waiting: EventSource gave up, or the credential has expired; a new one opens after `delay`.
+ *   closed: close() was called. ended: every channel of the stream has sent `$end`, or the service has closed this
+ *   user's streams. Both are final.
  * @property {number} delay milliseconds until the next opening; 0 unless waiting
  * @property {number} reconnects how often the stream has opened again after its first opening
  * @property {?Error} error why no URL could be had, if that is what makes it wait
@@ -119,6 +138,8 @@ export class Pushline extends EventTarget {
       return;
     }
     if (attempt !== this.#attempt) return; // closed or left meanwhile
+    // Pings show how far a quiet stream is: a ticket may be too old for the browser's own retry, which knows it.
+    if (!url.searchParams.has("ping")) url.searchParams.set("ping", "event");
     if (this.#lastEventId) {
       CURSORS.forEach((name) => url.searchParams.delete(name));
       url.searchParams.set("last_event_id", this.#lastEventId);
@@ -150,11 +171,23 @@ export class Pushline extends EventTarget {
 
   /** A stream goes on while one of its channels does; one whose address names no channel is over at once. */
   #end(data, url) {
+    if (this.#isFinal()) return; // whoever listens for `$end` may have closed the stream
+    let said = {};
     try {
-      this.#ended.add(JSON.parse(data).channel);
+      said = {...JSON.parse(data)};
     } catch {
       // Not the service's own words: then only an address without channels counts.
     }
+    if (said.channel === undefined && said.reason === "expired") {
+      this.#release(); // the browser's own retry would show the old credential once more
+      this.#wait(null);
+      return;
+    }
+    if (said.channel === undefined && said.reason === "revoked") {
+      this.#finish("ended");
+      return;
+    }
+    this.#ended.add(said.channel);
     const channels = new URL(url).searchParams.getAll("channel");
     if (channels.every((channel) => this.#ended.has(channel))) this.#finish("ended");
   }

@@ -19,7 +19,13 @@ class Application:
     """An application in production mode, its client and its parts."""
 
     def __init__(self, redis_url: str, **changes: Any) -> None:
-        values: dict[str, Any] = {"publish_open": True, "max_connections": 1000, **changes}
+        values: dict[str, Any] = {
+            "publish_open": True,
+            "public_channels": ("*",),
+            "max_connections": 1000,
+            "max_connects_per_second_per_ip": 0,
+            **changes,
+        }
         app = create_app(Settings(redis_url=redis_url, **values))
         self.service: Service = app.extensions["pushline"]
         self.client: FlaskClient = app.test_client()

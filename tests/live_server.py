@@ -19,10 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.secrets_used import USED
 from tests.valkey import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-GUNICORN = ("-m", "gunicorn", "-c", "python:service.gunicorn_conf", "service.app:create_app()")
+GUNICORN = ("-m", "gunicorn", "-c", "python:service.gunicorn_conf")
 
 
 def until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
@@ -42,11 +43,14 @@ class LiveService:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.tls: ssl.SSLContext | None = None
+        self.application = "service.app:create_app()"
         self.settings: dict[str, object] = {
             "REDIS_URL": redis_url,
             "PORT": self.port,
             "PUBLISH_OPEN": 1,
+            "PUBLIC_CHANNELS": "*",
             "MAX_CONNECTIONS_PER_IP": 0,
+            "MAX_CONNECTS_PER_SECOND_PER_IP": 0,
             "LOG_FORMAT": "json",
             **settings,
         }
@@ -64,9 +68,15 @@ class LiveService:
         """Start the process; waits until it is ready, or only until it answers."""
         environ = {k: v for k, v in os.environ.items() if k not in ("GUNICORN_CMD_ARGS",)}
         environ.update({key: str(value) for key, value in self.settings.items()})
+        USED.keep(self.log_path)
+        USED.add_settings(self.settings)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *GUNICORN], cwd=ROOT, env=environ, stdout=log, stderr=log
+                [sys.executable, *GUNICORN, self.application],
+                cwd=ROOT,
+                env=environ,
+                stdout=log,
+                stderr=log,
             )
         path = "/readyz" if ready else "/livez"
         until(lambda: self._answers(path), 20, f"{path} answers 200\n{self.log()}")
@@ -110,6 +120,7 @@ class LiveService:
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, bytes, Message[str, str]]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        USED.add_request(path, named)
         request = urllib.request.Request(self.url + path, body, named, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10, context=self.tls) as answer:
@@ -171,4 +182,3 @@ class LiveService:
         self.stop()
         if error is not None:
             print(f"--- log of the service on port {self.port}\n{self.log()[-20_000:]}")
-        self.log_path.unlink()

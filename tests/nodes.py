@@ -72,7 +72,12 @@ class Node:
     """A broker that runs, with a record of what it told its receiver."""
 
     def __init__(
-        self, url: str, *, store_url: str = "", rules: RetentionRules | None = None
+        self,
+        url: str,
+        *,
+        store_url: str = "",
+        rules: RetentionRules | None = None,
+        always: Sequence[str] = (),
     ) -> None:
         self.delivered: list[tuple[str, Frame]] = []
         self.position = FIRST_ID
@@ -83,7 +88,9 @@ class Node:
         self.store = make_store(store_url or url, rules=rules)
         connect = functools.partial(RedisLink, RedisAddress.parse(url), NAMES)
         self.receiver = Receiver(self._deliver, self._advance, self._reset)
-        self.broker = Broker(self.store, connect, self.recent, rules.tail_seconds, self.receiver)
+        self.broker = Broker(
+            self.store, connect, self.recent, rules.tail_seconds, self.receiver, always=always
+        )
         self.greenlet = gevent.spawn(self.broker.run)
 
     def _deliver(self, frames: Iterable[tuple[str, Frame]]) -> None:

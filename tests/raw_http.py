@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.live_server import LiveService
+from tests.secrets_used import USED
 from tests.sse_client import RECEIVE_BYTES, ResponseHead, open_socket
 
 
@@ -102,6 +103,7 @@ class RawConnection:
 
 def request_bytes(method: str, path: str, body: bytes | None = None, **headers: str) -> bytes:
     """An HTTP/1.1 request with a Content-Length. Header names are written with _ for -."""
+    USED.add_request(path, headers)
     fields = {"Host": "127.0.0.1", **{k.replace("_", "-"): v for k, v in headers.items()}}
     if body is not None:
         fields.setdefault("Content-Length", str(len(body)))

@@ -19,6 +19,7 @@ from werkzeug.test import TestResponse
 import service.broker
 import service.routes.bodies
 from service.app import create_app
+from service.control import CONTROL
 from service.errors import ConfigError
 from service.routes.items import MAX_BATCH_EVENTS
 from service.routes.page import STATIC
@@ -555,7 +556,8 @@ def test_a_stream_that_is_left_gives_everything_back(
     assert app.service.hub.streams == 0
     assert app.service.hub._views == {}
     assert app.service.limits._total == 0
-    assert [one.streams for _, one in app.service.broker._following.items()] == [0]
+    followed = {name: one.streams for name, one in app.service.broker._following.items()}
+    assert followed == {CONTROL: 1, "a": 0}
     (record,) = [r for r in caplog.records if "/stream" in r.getMessage()]
     fields = record.__dict__["fields"]
     assert (fields["reason"], fields["events"], fields["status"]) == ("client_left", 1, 200)
@@ -655,7 +657,8 @@ def test_a_drain_that_begins_while_a_stream_opens(
     monkeypatch.setattr(app.service.broker, "follow", slowly)
     check_problem(app.client.get("/stream?channel=a"), 503, "draining")
     assert app.service.limits._total == 0
-    assert [one.streams for _, one in app.service.broker._following.items()] == [0]
+    followed = {name: one.streams for name, one in app.service.broker._following.items()}
+    assert followed == {CONTROL: 1, "a": 0}
 
 
 # ----------------------------------------------------------------------------- without Redis

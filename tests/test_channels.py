@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import time
 
-from service.channels import RedisNames, check_channel, check_channels
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.channels import ChannelPattern, RedisNames, check_channel, check_channels
 from service.errors import BadChannel, BadParameter
 
 
@@ -57,3 +62,23 @@ def test_names_in_redis(prefix: str, pubsub: str, clock: str) -> None:
     assert names.pubsub("a") == pubsub
     assert names.channel(pubsub) == "a"
     assert names.clock == clock
+
+
+@pytest.mark.parametrize("text", ["*-*-*-*-*-*x", "*.*.*.*.*.*.*.*x", "*" * 127 + "x"])
+def test_no_pattern_takes_long(text: str) -> None:
+    """Whatever a token or a setting says, matching never holds a worker up."""
+    pattern = ChannelPattern(text)
+    started = time.perf_counter()
+    for channel in ("-" * 128, "." * 128, "a.-" * 42):
+        assert not pattern.matches(channel)
+    assert time.perf_counter() - started < 0.05
+
+
+@given(
+    st.text("ab*", min_size=1, max_size=8),
+    st.text("ab", min_size=1, max_size=10),
+)
+def test_patterns_match_as_expressions_do(text: str, channel: str) -> None:
+    """A star stands for any text, also for none."""
+    expected = re.fullmatch(re.escape(text).replace(r"\*", ".*"), channel) is not None
+    assert ChannelPattern(text).matches(channel) == expected

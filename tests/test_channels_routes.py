@@ -153,7 +153,15 @@ def test_an_end_is_told_once_and_again_to_whoever_asks(app: Application) -> None
     assert len(history(app, "a")["events"]) == 1
 
 
-@pytest.mark.parametrize("reason", ["a%0Ab", "x" * 129, "%00"])
+@pytest.mark.parametrize("reason", ["x" * 128, "👩\u200d💻 done", "\U000e0001\u2028"])
+def test_any_letters_can_be_a_reason(app: Application, reason: str) -> None:
+    """Also those that need joiners, and new ones that this Python doesn't know."""
+    app.client.post("/channels/a/end", query_string={"reason": reason})
+    (event,) = history(app, "a")["events"]
+    assert json.loads(event["data"])["reason"] == reason
+
+
+@pytest.mark.parametrize("reason", ["a%0Ab", "x" * 129, "%00", "%7F", "%C2%85"])
 def test_bad_reasons_are_refused(app: Application, reason: str) -> None:
     """A reason is a short line of text."""
     check_problem(app.client.post(f"/channels/a/end?reason={reason}"), 400, "bad_parameter")

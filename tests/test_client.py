@@ -29,6 +29,7 @@ from service.errors import (
     RedisDown,
     RedisError,
 )
+from service.event import FIRST_ID
 from service.sse import Message
 from tests.live_server import until
 from tests.nodes import make_store, publish
@@ -575,6 +576,23 @@ def test_how_messages_are_kept_and_keyed(valkey: Valkey) -> None:
 
 
 # --------------------------------------------------------------------------------- where and who
+
+
+def test_a_program_may_publish_privately(valkey: Valkey) -> None:
+    """What a program publishes is for all unless it says otherwise; another program, which has
+    Redis itself, gets both.
+    """
+    with MessageSubscriber("a") as subscriber, MessagePublisher("a") as publisher:
+        messages = subscriber.listen_messages()
+        ids = [
+            publisher.publish_message("public"),
+            publisher.publish_message("secret", private=True),
+        ]
+        assert [next(messages).id for _ in ids] == ids
+    store = make_store(valkey.url, names=RedisNames("pushline:"))
+    (entries,) = store.entries([("a", FIRST_ID)], 10)
+    assert [entry.private for entry in entries] == [None, frozenset("a")]
+    store.close()
 
 
 def test_names_and_addresses_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:

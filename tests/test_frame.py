@@ -129,6 +129,59 @@ def test_no_name_is_message() -> None:
     assert unpack(MAGIC + b"12-3 - \nid: 12-3\ndata: x\n\n").name == "message"
 
 
+def envelope(frame: Frame) -> bytes:
+    """A frame as publish.lua sends it."""
+    prev = "-" if frame.prev is None else str(frame.prev)
+    deadline = "" if frame.deadline is None else f"/{frame.deadline}"
+    more = "+" if frame.more else ""
+    private = "" if frame.private is None else "!" + ",".join(sorted(frame.private))
+    name = "" if frame.name == "message" else frame.name
+    first_line = f"{frame.id} {prev}{deadline}{more}{private} {name}\n"
+    return MAGIC + first_line.encode() + frame.data
+
+
+EVENT_IDS = st.builds(EventId, st.integers(0, 10**15 - 1), st.integers(0, 10**15 - 1))
+CHANNELS = st.text("aZ0_.:-", min_size=1, max_size=8)
+
+
+@given(
+    event_id=EVENT_IDS,
+    prev=st.none() | EVENT_IDS,
+    deadline=st.none() | st.integers(0, 10**15),
+    more=st.booleans(),
+    private=st.none() | st.frozensets(CHANNELS, min_size=1, max_size=5),
+    name=st.text("ab !+/,-$é✓", max_size=10),
+)
+@settings(max_examples=200, deadline=None)
+def test_everything_in_an_envelope_is_read_back(
+    event_id: EventId,
+    prev: EventId | None,
+    deadline: int | None,
+    more: bool,
+    private: frozenset[str] | None,
+    name: str,
+) -> None:
+    """With any combination of what the first line may say, each part is read as it was written,
+    whatever letters channels and names have in common with the marks between the parts.
+    """
+    sent = Frame(event_id, name or "message", b"data: x\n\n", prev)
+    sent.deadline, sent.more, sent.private = deadline, more, private
+    got = unpack(envelope(sent))
+    assert {one: getattr(got, one) for one in Frame.__slots__} == {
+        one: getattr(sent, one) for one in Frame.__slots__
+    }
+
+
+def test_a_private_message_says_to_whom() -> None:
+    """A message without the mark is for all, one with it for its channels."""
+    frame = unpack(MAGIC + b"12-3 11-7/99+!a,b.c:d x\ndata: y\n\n")
+    assert frame.private == frozenset({"a", "b.c:d"})
+    assert (frame.prev, frame.deadline, frame.more) == (EventId(11, 7), 99, True)
+    assert unpack(MAGIC + b"12-3 -!a x\ndata: y\n\n").private == frozenset("a")
+    assert unpack(MAGIC + b"12-3 - x!a\ndata: y\n\n").private is None
+    assert unpack(b'{"data": "x", "type": "!a"}').private is None
+
+
 @pytest.mark.parametrize(
     "rest",
     [
@@ -149,6 +202,8 @@ def test_no_name_is_message() -> None:
         b"12-3 11 x\ndata: y\n\n",
         b"12-3 a-b x\ndata: y\n\n",
         b"12-3 -1-1 x\ndata: y\n\n",
+        b"12-3 !a x\ndata: y\n\n",
+        b"12-3 11-7!a b\ndata: y",
     ],
 )
 def test_a_broken_own_message_is_taken_as_text(rest: bytes) -> None:

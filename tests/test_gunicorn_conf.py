@@ -89,6 +89,7 @@ def test_it_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, part in (
         ("PORT", "x", "PORT='x'"),
         ("PUBLISH_OPEN", "0", "PUBLISH_OPEN=1"),
+        ("JWT_ALGORITHMS", "HS256", "JWT_ALGORITHMS has HS256"),
         ("REDIS_URL", "", "REDIS_URL is not set"),
     ):
         with monkeypatch.context() as context:

@@ -15,6 +15,7 @@ import pytest
 
 import service.hub
 from service.batch import MAX_BATCH_BYTES
+from service.control import CONTROL
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.heartbeat import JITTER, POSITION_SECONDS
@@ -51,6 +52,7 @@ class Client:
         visible_pings: bool = False,
         chunked: bool = False,
         position: EventId = FIRST_ID,
+        granted: frozenset[str] = frozenset(),
         on_write: Callable[[], None] = lambda: None,
     ) -> None:
         self.hub = hub
@@ -58,7 +60,7 @@ class Client:
         self.stuck = False
         self.writes: list[bytes | memoryview] = []
         self.ended_at = 0.0
-        selection = Selection(channels or ("a",), names, visible_pings)
+        selection = Selection(channels or ("a",), names, visible_pings, granted)
         self.subscriber = Subscriber(self, 5, selection, "", chunked=chunked)
         hub.attach(self.subscriber, position)
 
@@ -93,9 +95,10 @@ class Client:
         return event_data(parse_stream(self.data))
 
 
-def make_hub(**changes: float) -> Hub:
+def make_hub(obey: Callable[[Frame], None] = lambda _: None, **changes: float) -> Hub:
     """A hub with the default settings, or with `changes`."""
     return Hub(
+        obey=obey,
         heartbeat_seconds=changes.get("heartbeat_seconds", HEARTBEAT_SECONDS),
         send_timeout_seconds=changes.get("send_timeout_seconds", SEND_TIMEOUT_SECONDS),
         retry_milliseconds=RETRY_MILLISECONDS,
@@ -190,6 +193,52 @@ def test_filtered_streams(hub: Hub) -> None:
     assert everything.events == ["1", "2", "3"]
 
 
+def stored(number: int, *private: str) -> Frame:
+    """A stored event, private to these channels if any."""
+    made = frame(number)
+    made.prev = FIRST_ID
+    made.private = frozenset(private) or None
+    return made
+
+
+def test_private_events_go_to_those_with_a_grant(hub: Hub) -> None:
+    """Streams of the same channels with different rights get different events; one grant among
+    an event's channels is enough, and a stream that doesn't follow that channel has none.
+    """
+    nobody, granted_b = Client(hub, "a", "b"), Client(hub, "a", "b", granted=frozenset("b"))
+    only_a, only_b = Client(hub, "a"), Client(hub, "b", granted=frozenset("b"))
+    hub.deliver([("a", stored(1)), ("a", stored(2, "a")), ("b", stored(3, "b"))])
+    hub.deliver([("a", stored(4, "a", "b")), ("b", stored(4, "a", "b")), ("b", stored(5))])
+    assert nobody.events == ["1", "5"]
+    assert granted_b.events == ["1", "3", "4", "5"]
+    assert only_a.events == ["1"]
+    assert only_b.events == ["3", "4", "5"]
+    assert hub.position == EventId(5, 0), "it is the same for all"
+
+
+def test_a_late_private_event_is_no_loss_for_others(hub: Hub) -> None:
+    """An event that comes out of order is told with `$reset`, but only to streams that would have
+    got it: of a private one the others hear nothing, and of a filtered one neither.
+    """
+    granted, other = Client(hub, granted=frozenset("a")), Client(hub)
+    ticks = Client(hub, names=frozenset({"tick"}), granted=frozenset("a"))
+    hub.deliver([("a", stored(5)), ("a", stored(3, "a"))])
+    hub.deliver([("a", stored(2, "a"))])
+    assert [event.type for event in parse_stream(granted.data)] == ["message", "$reset", "$reset"]
+    assert other.events == ["5"]
+    assert ticks.events == []
+    hub.deliver([("a", stored(4))])
+    assert [event.type for event in parse_stream(other.data)] == ["message", "$reset"]
+
+
+def test_losses_are_told_to_all_of_a_channel(hub: Hub) -> None:
+    """A gap may have held anything, so streams without a grant are told as well."""
+    clients = [Client(hub), Client(hub, granted=frozenset("a"))]
+    hub.reset(["a"], Loss.LOST, None, FIRST_ID)
+    for client in clients:
+        assert [event.type for event in parse_stream(client.data)] == ["$reset"]
+
+
 def test_streams_of_a_view_share_their_bytes(hub: Hub) -> None:
     """Whatever the number of streams, a batch is joined once and framed once for each framing."""
     plain = [Client(hub, "a", "b") for _ in range(3)]
@@ -251,6 +300,46 @@ def test_a_stream_that_ends_in_the_fan_out_hurts_nobody(hub: Hub) -> None:
     hub.deliver([("a", frame(3))])
     assert started[0].events == ["3"]
     assert hub.streams == 1
+
+
+# ---------------------------------------------------------------------------------- commands
+
+
+def test_commands_are_obeyed_in_their_order() -> None:
+    """What comes on the control channel, and nothing else, is obeyed, once and in order."""
+    obeyed: list[Frame] = []
+    hub = make_hub(obeyed.append)
+    client = Client(hub)
+    commands = [stored(2), stored(4), frame(6)]
+    hub.deliver([("a", frame(1)), (CONTROL, commands[0]), ("a", stored(3))])
+    hub.deliver([(CONTROL, commands[1]), ("$other", frame(5)), (CONTROL, commands[2])])
+    assert obeyed == commands
+    assert client.events == ["1", "3"]
+    assert hub.position == EventId(6, 0)
+
+
+def test_a_command_may_end_streams_of_its_batch() -> None:
+    """A stream that a command ends gets nothing more, with whatever it had in the same batch; the
+    others of its view, and those of other views, get everything.
+    """
+    obeyed: list[Frame] = []
+
+    def obey(command: Frame) -> None:
+        obeyed.append(command)
+        for one in (closed, alone):
+            one.subscriber.finish(Ending.REVOKED)
+
+    hub = make_hub(obey)
+    closed, stays, alone = Client(hub, "a"), Client(hub, "a"), Client(hub, "a", "b")
+    other = Client(hub, "b")
+    hub.deliver([("a", stored(1)), (CONTROL, stored(2)), ("a", stored(3)), ("b", stored(4))])
+    hub.deliver([(CONTROL, stored(5)), ("a", stored(6))])
+    assert len(obeyed) == 2
+    assert closed.events == alone.events == []
+    assert closed.subscriber.ending is alone.subscriber.ending is Ending.REVOKED
+    assert stays.events == ["1", "3", "6"]
+    assert other.events == ["4"]
+    assert hub.streams == 2
 
 
 # ---------------------------------------------------------------- nothing yields in the middle

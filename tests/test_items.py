@@ -79,6 +79,12 @@ def test_an_item_says_everything_about_its_event() -> None:
     assert publication({"channel": "a", "data": "x"}, LIMIT) == Publication(Event("x"), ("a",))
 
 
+def test_a_whole_number_is_one_however_it_is_written() -> None:
+    """To JSON 2000.0 and 2e3 are the number 2000, and some languages write nothing else."""
+    item = parse('{"channel": "a", "data": "x", "retry": 2000.0, "ttl": 2e3}')
+    assert publication(item, LIMIT) == Publication(Event("x", None, 2000), ("a",), ttl_seconds=2000)
+
+
 @pytest.mark.parametrize(
     ("item", "kind"),
     [
@@ -86,6 +92,9 @@ def test_an_item_says_everything_about_its_event() -> None:
         ({"channel": "a"}, BadBody),
         ({"channel": "a", "data": "x", "colour": 1}, BadBody),
         ({"channel": "a", "data": "x", "ttl": True}, BadBody),
+        ({"channel": "a", "data": "x", "ttl": 5.5}, BadBody),
+        ({"channel": "a", "data": "x", "ttl": 1e999}, BadBody),
+        ({"channel": "a", "data": "x", "ttl": 1e99}, BadEvent),
         ({"channel": "a", "data": [1e999]}, BadBody),
         ({"channel": "a b", "data": "x"}, BadChannel),
         ({"channel": "a", "data": "x", "event": "open"}, BadEvent),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -16,23 +17,29 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import service.__main__
 from service import embedded
 from service.__main__ import main
 from service.client import MessageSubscriber
+from service.settings import Settings
 from service.sse import Message
+from service.tokens import TokenVerifier
+from tests.forging import Signer
 from tests.live_server import until
 from tests.valkey import Valkey, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
+CREDENTIALS = ("PUBLISH_KEYS", "JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL", "JWT_ALGORITHMS")
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Only REDIS_URL is set, to the Valkey of the test if it has one."""
-    for name in ("PORT", "HOST", "REDIS_URL", "PUBLISH_OPEN", "GUNICORN_CMD_ARGS"):
+    for name in ("PORT", "HOST", "REDIS_URL", "PUBLISH_OPEN", "GUNICORN_CMD_ARGS", *CREDENTIALS):
         monkeypatch.delenv(name, raising=False)
     if "valkey" in request.fixturenames:
         monkeypatch.setenv("REDIS_URL", request.getfixturevalue("valkey").url)
@@ -79,7 +86,7 @@ def test_help_names_the_commands() -> None:
     """`--help` lists what there is; no command at all is a usage error."""
     done = run("--help")
     assert done.returncode == 0
-    for command in ("serve", "publish", "subscribe"):
+    for command in ("serve", "publish", "subscribe", "token", "keys"):
         assert command in done.stdout
     assert run().returncode == 2
 
@@ -148,6 +155,42 @@ def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.setenv("PORT", "eighty")
     check_one_line(run("serve"), "PORT='eighty'", "1 to 65535")
+
+
+def test_keys_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing to a token in two commands: `keys` and `token` print what they make and nothing
+    else, so that it can go into a variable.
+    """
+    key, secret = run("keys"), run("keys", "--jwt")
+    for done in (key, secret):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(r"[A-Za-z0-9_-]{40,}\n", done.stdout)
+    assert len(secret.stdout) > 64, "a secret is long enough for HS512"
+    assert Settings.from_environ({"PUBLISH_KEYS": key.stdout.strip()}).publish_keys
+    check_one_line(run("token", "--publish", "a"), "JWT_SECRET", "python -m service keys --jwt")
+    monkeypatch.setenv("JWT_SECRET", secret.stdout.strip())
+    made = run(
+        *(
+            "token",
+            "--publish",
+            "orders.*",
+            "--publish",
+            "log",
+            "--subscribe",
+            "*",
+            "--user",
+            "ana",
+        ),
+        *("--expires", "7d", "--issuer", "us", "--audience", "them"),
+    )
+    assert (made.returncode, made.stderr) == (0, "")
+    environ = {"JWT_SECRET": secret.stdout, "JWT_ISSUER": "us", "JWT_AUDIENCE": "them"}
+    verifier = TokenVerifier.of_settings(Settings.from_environ(environ))
+    assert verifier is not None
+    grant = verifier.verify(made.stdout.removesuffix("\n"))
+    assert (grant.publish, grant.subscribe, grant.user) == (("orders.*", "log"), ("*",), "ana")
+    check_one_line(run("token", "--publish", "a", "--expires", "soon"), "--expires='soon'", "15m")
+    check_one_line(run("token"), "--publish, --subscribe or --admin")
 
 
 def test_serving_from_nothing(temporary: Path) -> None:
@@ -238,6 +281,7 @@ def test_serve_becomes_gunicorn(
     ((command, environ),) = served
     assert command[:3] == [sys.executable, "-m", "gunicorn"]
     assert command[command.index("--chdir") + 1] == str(ROOT)
+    assert command[command.index("--bind") + 1] == f"127.0.0.1:{port}"
     assert (environ["PORT"], environ["WEB_CONCURRENCY"]) == (port, "3")
     assert environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
     assert "PUSHLINE_EMBEDDED" not in environ
@@ -245,6 +289,49 @@ def test_serve_becomes_gunicorn(
     assert len(lines) == 4
     assert "anyone who reaches this address" in lines[3]
     assert os.environ["WEB_CONCURRENCY"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"PUBLISH_KEYS": "k" * 16}, "Publishing wants a key or a token"),
+        ({"JWT_SECRET": "s" * 32}, "docs/security.md"),
+        ({"PUBLISH_KEYS": "k" * 16, "PUBLISH_OPEN": "1"}, "anyone who reaches this address"),
+    ],
+)
+def test_serving_with_credentials(
+    served: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    shown: str,
+) -> None:
+    """A credential is enough to start in production; the banner shows how to use it, and not it."""
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    start("--port", str(free_port()))
+    assert len(served) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert shown in lines[3]
+    assert ("Bearer KEY" in lines[1]) == ("PUBLISH_OPEN" not in variables)
+    assert "kkk" not in "".join(lines)
+
+
+def test_useless_keys_are_refused_before_anything_starts(
+    served: list[object], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A key that no algorithm can use is a mistake, also in local mode."""
+    monkeypatch.setattr(embedded, "start", lambda port: pytest.fail("nothing may be started"))
+    monkeypatch.setenv("JWT_SECRET", "s" * 32)
+    monkeypatch.setenv("JWT_ALGORITHMS", "RS256")
+    assert main(["serve", "--port", str(free_port())]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("pushline: JWT_SECRET has a key that no algorithm")
+    assert "sss" not in err
+    assert served == []
 
 
 def test_serve_starts_a_private_valkey(
@@ -298,7 +385,8 @@ def test_production_is_refused_while_anyone_could_publish(
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("pushline: ")
-    assert "PUBLISH_OPEN=1" in line or "REDIS_URL" in line
+    assert "PUBLISH_OPEN=1" in line
+    assert "python -m service keys" in line
     assert served == []
 
 
@@ -372,6 +460,41 @@ def test_a_program_that_reads_no_more(valkey: Valkey, monkeypatch: pytest.Monkey
     )
     assert main(["subscribe", "a"]) == 141
     os.close(spare)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"), [(["keys"], "PUBLISH_KEYS"), (["keys", "--jwt"], "JWT_SECRET")]
+)
+def test_a_hint_on_a_terminal(
+    arguments: list[str],
+    hint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Who makes a key at a terminal is told what to do with it, apart from the key."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(arguments) == 0
+        terminal.flush()
+        made = os.read(ours, 10_000).decode().strip()
+    os.close(ours)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{40,}", made)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert hint in line
+    assert made not in line
+
+
+def test_a_private_key_signs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """--private-key and --algorithm reach the token."""
+    path = tmp_path / "key.pem"
+    path.write_bytes(
+        Signer(b"").rsa.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    done = main(["token", "--admin", "--private-key", str(path), "--algorithm", "PS512"])
+    token = capfd.readouterr().out
+    assert done == 0
+    assert jwt.get_unverified_header(token.strip())["alg"] == "PS512"
 
 
 def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

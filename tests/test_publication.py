@@ -54,6 +54,7 @@ def test_bad_keys_are_refused(key: str) -> None:
         {"stored": False},
         {"ttl_seconds": 61},
         {"ttl_seconds": None},
+        {"private": True},
     ],
 )
 def test_everything_counts_in_the_fingerprint(changes: dict[str, object]) -> None:
@@ -67,6 +68,13 @@ def test_a_fingerprint_is_repeatable() -> None:
     assert again.fingerprint() == WHOLE.fingerprint()
     assert len(WHOLE.fingerprint()) == 64
     assert Publication(Event("né\0"), ("a",)).fingerprint()
+
+
+def test_an_event_is_public_and_of_nobody_unless_it_says_otherwise() -> None:
+    """Nothing is private by itself; whose the key is, is no part of the event."""
+    assert (WHOLE.private, WHOLE.credential) == (False, "")
+    theirs = dataclasses.replace(WHOLE, credential="key:1")
+    assert theirs.fingerprint() == WHOLE.fingerprint()
 
 
 def test_a_receipt_is_new_unless_it_says_otherwise() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +171,77 @@ def test_flushed_scripts_are_loaded_again(store: RedisStore, valkey: Valkey) -> 
     assert first < ids[0] < ids[1]
     assert clock(store) == ids[1]
     assert publish_one(store) > ids[1]
+
+
+# ---------------------------------------------------------------------------- idempotency keys
+
+KEYED = Publication(Event("x"), ("a",), key="k", credential="key:1")
+Scope = tuple[str, tuple[str, ...], str]
+"""A credential, channels and a key."""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"credential": "key:2"},
+        {"credential": ""},
+        {"credential": "key:1:a"},
+        {"channels": ("a", "b")},
+        {"key": "K"},
+    ],
+)
+def test_idempotency_keys_do_not_meet(store: RedisStore, other: dict[str, object]) -> None:
+    """A key belongs to its credential and its channels: the same one elsewhere is another, and
+    neither replays nor conflicts, whatever was published under it.
+    """
+    (first,) = store.publish([KEYED], FIRST_ID)
+    theirs = dataclasses.replace(KEYED, **{**other, "event": Event("y")})  # type: ignore[arg-type]
+    (second,) = store.publish([theirs], FIRST_ID)
+    assert second.id > first.id
+    assert not second.replayed
+    for publication, receipt in ((KEYED, first), (theirs, second)):
+        (again,) = store.publish([publication], FIRST_ID)
+        assert (again.id, again.replayed) == (receipt.id, True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("", ("a:b",), "c"), ("", ("a",), "b:c")),
+        (("", ("a",), "b/c"), ("", ("a", "b"), "c")),
+        (("", ("a",), "b,c"), ("", ("a", "b"), "c")),
+        (("a", ("b",), "c"), ("", ("a:b",), "c")),
+        (("a:b", ("c",), "d"), ("a", ("b:c",), "d")),
+        (("key:1", ("a",), "k"), ("key:1:a", ("a",), "k")),
+    ],
+)
+def test_parts_of_a_key_do_not_run_together(
+    store: RedisStore,
+    one: tuple[str, tuple[str, ...], str],
+    other: tuple[str, tuple[str, ...], str],
+) -> None:
+    """Where a credential, channels and keys have the same letters in another division, they are
+    others all the same.
+    """
+    receipts = [
+        receipt
+        for credential, channels, key in (one, other)
+        for receipt in store.publish(
+            [Publication(Event("x"), channels, key=key, credential=credential)], FIRST_ID
+        )
+    ]
+    assert len({receipt.id for receipt in receipts}) == 2
+    assert not any(receipt.replayed for receipt in receipts)
+
+
+def test_credentials_stay_out_of_redis(store: RedisStore, valkey: Valkey) -> None:
+    """Whatever names a credential, it doesn't stand in Redis, breaks no key, and is no error."""
+    for credential in ("s3cret", "né \0\n*", "\ud800", "x" * 10_000):
+        store.publish([dataclasses.replace(KEYED, credential=credential)], FIRST_ID)
+    keys = [key for key in valkey.cli("KEYS", "*") if b"i:" in key]
+    assert len(keys) == 4
+    for key in keys:
+        assert re.fullmatch(rb"p:i:[0-9a-f]{16}:a/k", key)
 
 
 # -------------------------------------------------------------------------- where Redis can be

@@ -17,13 +17,18 @@ import service.recent
 import service.resume
 from service.broker import Broker
 from service.client import MessagePublisher
+from service.control import CONTROL
 from service.errors import NotFollowing, OutcomeUnknown, RedisDown
 from service.event import EventId
 from service.follower import Follower
 from service.redis_store import RedisStore
 from service.replay import Replay
+from service.resumption import Start
+from service.view import Selection
 from tests.applications import Application, Make, Stream, making
 from tests.live_server import until
+from tests.nodes import NAMES
+from tests.readers import StreamNode
 from tests.sse_client import ParsedEvent
 from tests.valkey import Valkey
 
@@ -471,6 +476,140 @@ def test_an_emptied_redis(app: Application, valkey: Valkey) -> None:
     again.close()
 
 
+# ------------------------------------------------------------------------------ private events
+
+RIGHTS: list[tuple[str, str, list[str]]] = [
+    ("a", "", ["1", "4"]),
+    ("a", "a", ["1", "2", "3", "4", "5"]),
+    ("b", "", ["6"]),
+    ("b", "b", ["3", "6"]),
+    ("ab", "", ["1", "4", "6"]),
+    ("ab", "a", ["1", "2", "3", "4", "5", "6"]),
+    ("ab", "b", ["1", "3", "4", "6"]),
+    ("ab", "ab", ["1", "2", "3", "4", "5", "6"]),
+]
+"""The channels of a stream, those that it has a grant for, and what it gets of these events:"""
+
+EVENTS: list[tuple[str, str, bool]] = [
+    ("a", "1", False),
+    ("a", "2", True),
+    ("a,b", "3", True),
+    ("a", "4", False),
+    ("a", "5", True),
+    ("b", "6", False),
+]
+"""Channels, data, and whether it is private."""
+
+
+@pytest.fixture
+def node(valkey: Valkey) -> Iterator[StreamNode]:
+    """A worker without HTTP."""
+    node = StreamNode(valkey.url)
+    node.wait_ready()
+    yield node
+    node.close()
+
+
+def publish_events(node: StreamNode) -> None:
+    """Publish EVENTS."""
+    for channels, data, private in EVENTS:
+        node.publish(channels, data, private=private)
+
+
+def with_rights(channels: str, granted: str) -> Selection:
+    """What a stream with these rights selects; every letter is a channel."""
+    return Selection(tuple(channels), granted=frozenset(granted))
+
+
+@pytest.mark.parametrize("way", ["live", "memory", "redis", "small steps", "earliest", "last"])
+def test_private_events_want_a_grant(
+    node: StreamNode, way: str, request: pytest.FixtureRequest
+) -> None:
+    """Each stream gets the private events that it has a grant for, and all public ones, each once
+    and in order, whichever way they come; of what it may not see it is told nothing.
+    """
+    if way == "small steps":
+        request.getfixturevalue("small_steps")
+    (cursor,) = node.publish("a,b", "0")
+    start = {"live": None, "earliest": Start(proving=False), "last": Start(last=9, proving=False)}
+    if way in ("live", "memory"):
+        node.broker.follow(["a", "b"])
+    selections = [with_rights(channels, granted) for channels, granted, _ in RIGHTS]
+    if way == "live":
+        readers = [node.open(selection) for selection in selections]
+        publish_events(node)
+    else:
+        publish_events(node)
+        node.broker.sync()
+        readers = [node.open(one, start.get(way, Start(cursor))) for one in selections]
+    node.publish("a,b", "public")
+    node.publish("a", "private", private=True)
+    node.broker.sync()
+    for (_, granted, data), reader in zip(RIGHTS, readers, strict=True):
+        first = ["0"] if way in ("earliest", "last") else []
+        last = ["private"] if "a" in granted else []
+        assert reader.told() == [*first, *data, "public", *last]
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_shared_replays_have_their_own_rights(
+    node: StreamNode, small_steps: None, valkey: Valkey, followed: bool
+) -> None:
+    """Streams with the same cursor share what is read from Redis, whatever their rights, and none
+    gets an event by way of another one's.
+    """
+    if followed:
+        node.broker.follow(["a"])
+    (cursor,) = node.publish("a", "first")
+    for number in range(60):
+        node.publish("a", str(number), private=number % 3 == 0)
+    node.broker.sync()
+    valkey.cli("CONFIG", "RESETSTAT")
+
+    def come_back(number: int) -> None:
+        granted = "a" if number % 2 else ""
+        wanted = [str(n) for n in range(60) if granted or n % 3]
+        node.open(with_rights("a", granted), Start(cursor)).expect(*wanted)
+
+    gevent.joinall([gevent.spawn(come_back, number) for number in range(50)], raise_error=True)
+    assert calls(valkey)["xrange"] <= 30
+
+
+def test_only_private_events_were_missed(node: StreamNode, small_steps: None) -> None:
+    """A stream that may see nothing of what it has missed is complete, and gets what comes."""
+    (cursor,) = node.publish("a", "0")
+    for number in range(30):
+        node.publish("a", str(number), private=True)
+    reader = node.open(with_rights("a", ""), Start(cursor))
+    node.publish("a", "live")
+    reader.expect("live")
+
+
+def test_a_lost_private_event_is_a_loss_for_all(node: StreamNode, valkey: Valkey) -> None:
+    """Where nobody can say what is missing, all are told, with or without a grant; afterwards
+    each gets what it may see.
+    """
+    (cursor,) = node.publish("a", "0")
+    for number in range(5):
+        node.publish("a", str(number), private=True)
+    valkey.cli("XTRIM", NAMES.history("a"), "MAXLEN", 2)
+    readers = [node.open(with_rights("a", granted), Start(cursor)) for granted in ("", "a")]
+    node.publish("a", "secret", private=True)
+    node.publish("a", "live")
+    readers[0].expect("$reset", "live")
+    readers[1].expect("$reset", "secret", "live")
+
+
+def test_private_events_of_an_outage(node: StreamNode, valkey: Valkey) -> None:
+    """What is read after a lost connection is as private as what comes at once."""
+    readers = [node.open(with_rights("a", granted)) for granted in ("", "a")]
+    valkey.cli("CLIENT", "KILL", "TYPE", "pubsub")
+    node.publish("a", "1", private=True)
+    node.publish("a", "2")
+    readers[0].expect("2")
+    readers[1].expect("1", "2")
+
+
 # ------------------------------------------------------------------------------ storms and failures
 
 
@@ -531,7 +670,8 @@ def test_when_redis_fails_before_the_head(
     assert response.status_code == 200
     assert re.fullmatch(rb"retry: \d+\n\n", response.data)
     assert app.service.limits._total == 0
-    assert [one.streams for _, one in app.service.broker._following.items()] == [0]
+    followed = {name: one.streams for name, one in app.service.broker._following.items()}
+    assert followed == {CONTROL: 1, "a": 0}
 
 
 def test_when_redis_fails_in_the_middle(

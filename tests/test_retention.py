@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from service.retention import TAIL_SECONDS, Retention, RetentionRules
+from service.control import KEPT_SECONDS
+from service.retention import (
+    SERVICE_EVENTS,
+    SERVICE_SECONDS,
+    TAIL_SECONDS,
+    Retention,
+    RetentionRules,
+)
 from service.settings import Settings
 
 DEFAULT = Retention(1000, 86_400)
@@ -29,6 +36,15 @@ def test_the_first_rule_that_selects_a_channel_counts(channel: str, expected: Re
     )
     assert rules.of(channel) == expected
     assert rules.of(channel) is rules.of(channel), "it is looked up once"
+
+
+@pytest.mark.parametrize("default", [Retention(0, 1), Retention(1_000_000, 31_536_000)])
+def test_settings_are_not_for_the_services_own_channels(default: Retention) -> None:
+    """Commands to workers outlive a lost link whatever is set for channels, and stay few."""
+    rules = RetentionRules(default, [("*", 0, 1)])
+    assert rules.of("$control") == Retention(SERVICE_EVENTS, SERVICE_SECONDS)
+    assert rules.of("control") == Retention(0, 1)
+    assert SERVICE_SECONDS > KEPT_SECONDS
 
 
 def test_a_tail_outlives_the_history_by_a_day() -> None:

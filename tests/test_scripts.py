@@ -12,7 +12,7 @@ import redis
 
 from service.errors import ChannelEnded, IdempotencyConflict, RedisError, RedisRefused
 from service.event import FIRST_ID, Event, EventId
-from service.frame import END
+from service.frame import END, unpack
 from service.publication import Publication, Receipt
 from service.redis_store import RedisStore
 from service.retention import TAIL_SECONDS, Retention, RetentionRules
@@ -147,6 +147,80 @@ def test_a_lifetime_is_a_deadline_in_the_entry(store: RedisStore) -> None:
     assert entries[1].deadline is None
 
 
+# ------------------------------------------------------------------------------ private events
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("ttl_seconds", [None, 30])
+@pytest.mark.parametrize("channels", [("a",), ("a", "b.c:d"), ("none", "a")])
+def test_what_is_sent_says_all_there_is_to_know(
+    store: RedisStore,
+    valkey: Valkey,
+    private: bool,
+    stored: bool,
+    ttl_seconds: int | None,
+    channels: tuple[str, ...],
+) -> None:
+    """Each copy of an event says whether it is stored and after which one, until when, whether
+    more copies follow, and to whose channels it is private; the history says the same.
+    """
+    before = {one: publish(store, one, "before")[0] for one in channels}
+    connection = redis.Redis.from_url(valkey.url)
+    with connection.pubsub(ignore_subscribe_messages=True) as pubsub:
+        pubsub.subscribe(*map(NAMES.pubsub, channels))
+        assert [pubsub.get_message(timeout=5) for _ in channels] == [None for _ in channels]
+        now = time.time_ns() // 1_000_000
+        options = {"stored": stored, "ttl_seconds": ttl_seconds, "private": private}
+        (event_id,) = publish(store, ",".join(channels), "x", **options)
+        frames = [unpack((pubsub.get_message(timeout=5) or {})["data"]) for _ in channels]
+    connection.close()
+    allowed = frozenset(channels) if private else None
+    for place, (channel, frame) in enumerate(zip(channels, frames, strict=True)):
+        kept = stored and channel != "none"
+        assert (frame.id, frame.name, frame.private) == (event_id, "message", allowed)
+        assert frame.prev == (before[channel] if kept else None)
+        assert frame.more == (place + 1 < len(channels))
+        assert frame.deadline == (
+            pytest.approx(now + 30_000, abs=2000) if kept and ttl_seconds else None
+        )
+        (entries,) = store.entries([(channel, before[channel])], 10)
+        assert len(entries) == kept
+        for entry in entries:
+            assert (entry.private, entry.data) == (allowed, frame.data)
+            assert (entry.prev, entry.deadline) == (frame.prev, frame.deadline)
+
+
+def test_private_events_are_links_of_the_chain(store: RedisStore) -> None:
+    """Private events stand in the history and the chain as all others do, so that who may not see
+    them can still prove that it has the rest.
+    """
+    (first,) = publish(store, "a", "1")
+    (secret,) = publish(store, "a", "2", private=True)
+    (last,) = publish(store, "a", "3")
+    assert history(store, "a")[1:] == [(secret, first), (last, secret)]
+    assert store.tails(["a"])[0].id == last
+    (entries,) = store.entries_before([("a", EventId(last.milliseconds, last.sequence + 1))], 2)
+    assert [entry.private for entry in entries] == [None, {"a"}]
+
+
+def test_entries_of_an_older_version_are_public(store: RedisStore, valkey: Valkey) -> None:
+    """What was stored before there were private events is read as before."""
+    fields = ("prev", "5-0", "name", "", "frame", "id: 6-0\ndata: x\n\n", "deadline", "")
+    valkey.cli("XADD", NAMES.history("a"), "6-0", *fields)
+    (entries,) = store.entries([("a", FIRST_ID)], 10)
+    assert [(entry.id, entry.private) for entry in entries] == [(EventId(6, 0), None)]
+
+
+def test_private_counts_under_a_key(store: RedisStore) -> None:
+    """A repeat that would make a private event public is another event, and refused."""
+    private = dataclasses.replace(KEYED, private=True)
+    publish_one(store, private)
+    assert publish_one(store, private).replayed
+    with pytest.raises(IdempotencyConflict):
+        publish_one(store, KEYED)
+
+
 # --------------------------------------------------------------------------------- idempotency
 
 
@@ -157,7 +231,7 @@ def test_a_key_publishes_once(store: RedisStore, valkey: Valkey) -> None:
     assert (first.replayed, again.replayed) == (False, True)
     assert again.id == first.id
     assert len(history(store, "a")) == len(history(store, "b")) == 1
-    record = NAMES.idempotency(("a", "b"), "k")
+    record = NAMES.idempotency("", ("a", "b"), "k")
     assert valkey.cli("TTL", record) == 300
     valkey.cli("DEL", record)
     assert publish_one(store, KEYED).id > first.id

@@ -7,10 +7,13 @@ import os
 import resource
 import sys
 from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import ConfigError
+from service.setting_fields import MAX_FILE_BYTES
 from service.settings import (
     MOST_FILES,
     RESERVED_FILES,
@@ -19,6 +22,17 @@ from service.settings import (
     raise_file_limit,
     streams_that_fit,
 )
+
+PEM = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\nAAAA\n-----END PUBLIC KEY-----"
+OTHER_PEM = "-----BEGIN RSA PUBLIC KEY-----\nMIIB\n-----END RSA PUBLIC KEY-----"
+KEY = "a-key-of-16-or-more"
+SECRETS = {
+    "REDIS_URL": "redis://user:hunter2@h:1/0",
+    "PUBLISH_KEYS": f"{KEY}=a.*",
+    "JWT_SECRET": "a secret".replace(" ", "-") * 4,
+    "JWT_PUBLIC_KEY": PEM,
+}
+"""A good value of each secret."""
 
 
 def test_defaults() -> None:
@@ -34,6 +48,15 @@ def test_defaults() -> None:
     assert (settings.publish_open, settings.embedded, settings.local) == (False, False, False)
     assert (settings.cors_origins, settings.trusted_proxies) == ((), ())
     assert settings.max_connections == streams_that_fit()
+    assert (settings.publish_keys, settings.jwt_secret, settings.jwt_public_key) == ((), (), ())
+    assert (settings.jwt_jwks_url, settings.jwt_issuer, settings.jwt_audience) == (None,) * 3
+    assert (settings.jwt_leeway_seconds, settings.token_algorithms) == (10, ())
+    assert (settings.cookie_name, settings.ticket_seconds) == ("pushline", 60)
+    assert (settings.authorize_url, settings.authorize_timeout_seconds) == (None, 3)
+    assert (settings.authorize_cache_seconds, settings.public_patterns) == (10, ())
+    assert (settings.max_connections_per_user, settings.max_publishes_per_second) == (20, 0)
+    assert settings.max_connects_per_second_per_ip == 20
+    assert not settings.has_credentials
 
 
 @pytest.mark.parametrize(
@@ -67,6 +90,38 @@ def test_defaults() -> None:
         ),
         ("LOG_LEVEL", "WARNING", "log_level", "warning"),
         ("LOG_FORMAT", "json", "log_format", "json"),
+        (
+            "PUBLISH_KEYS",
+            f" {KEY}, {'b' * 256}=a.*|*:b\n{'C' * 16}=x",
+            "publish_keys",
+            ((KEY, ("*",)), ("b" * 256, ("a.*", "*:b")), ("C" * 16, ("x",))),
+        ),
+        (
+            "JWT_SECRET",
+            f"{'s' * 32},k1:{'t' * 40} :{'u:' * 16}",
+            "jwt_secret",
+            (("", "s" * 32), ("k1", "t" * 40), ("", "u:" * 16)),
+        ),
+        ("JWT_SECRET", "é" * 16, "jwt_secret", (("", "é" * 16),)),
+        ("JWT_PUBLIC_KEY", PEM, "jwt_public_key", (PEM,)),
+        ("JWT_PUBLIC_KEY", PEM.replace("\n", "\\n") + "\\n", "jwt_public_key", (PEM,)),
+        ("JWT_PUBLIC_KEY", f"{PEM}\n{OTHER_PEM}\n", "jwt_public_key", (PEM, OTHER_PEM)),
+        ("JWT_JWKS_URL", "https://h/keys?x=1", "jwt_jwks_url", "https://h/keys?x=1"),
+        ("JWT_JWKS_URL", "http://[::1]:80/k", "jwt_jwks_url", "http://[::1]:80/k"),
+        ("JWT_JWKS_URL", "file:///etc/keys", "jwt_jwks_url", "file:///etc/keys"),
+        ("JWT_ALGORITHMS", "RS256, EdDSA", "jwt_algorithms", ("RS256", "EdDSA")),
+        ("JWT_ISSUER", "https://i.example/", "jwt_issuer", "https://i.example/"),
+        ("JWT_AUDIENCE", "pushline", "jwt_audience", "pushline"),
+        ("JWT_LEEWAY_SECONDS", "0", "jwt_leeway_seconds", 0),
+        ("PUBLIC_CHANNELS", "news, chat.*", "public_channels", ("news", "chat.*")),
+        ("COOKIE_NAME", "__Host-pushline", "cookie_name", "__Host-pushline"),
+        ("TICKET_SECONDS", "1", "ticket_seconds", 1),
+        ("AUTHORIZE_URL", "http://h:8080/may", "authorize_url", "http://h:8080/may"),
+        ("AUTHORIZE_TIMEOUT_SECONDS", "0.5", "authorize_timeout_seconds", 0.5),
+        ("AUTHORIZE_CACHE_SECONDS", "0", "authorize_cache_seconds", 0),
+        ("MAX_CONNECTIONS_PER_USER", "0", "max_connections_per_user", 0),
+        ("MAX_CONNECTS_PER_SECOND_PER_IP", "5", "max_connects_per_second_per_ip", 5),
+        ("MAX_PUBLISHES_PER_SECOND", "100", "max_publishes_per_second", 100),
     ],
 )
 def test_values_are_read(name: str, text: str, field: str, value: object) -> None:
@@ -98,6 +153,28 @@ def test_values_are_read(name: str, text: str, field: str, value: object) -> Non
         ("TRUSTED_PROXIES", "10.0.0.1/8", "10.0.0.0/8"),
         ("LOG_LEVEL", "loud", "one of debug, info, warning, error"),
         ("LOG_FORMAT", "xml", "one of auto, text, json"),
+        ("JWT_JWKS_URL", "ftp://h/keys", "a URL with https:// or http:// or file://"),
+        ("JWT_JWKS_URL", "keys.json", "a URL with"),
+        ("JWT_JWKS_URL", "https://", "a URL with"),
+        ("JWT_JWKS_URL", "file://host/keys", "a URL with"),
+        ("JWT_JWKS_URL", "https://h:99999/", "a URL with"),
+        ("JWT_JWKS_URL", "https://h:0/", "a URL with"),
+        ("JWT_JWKS_URL", "https://[::1/", "a URL with"),
+        ("JWT_JWKS_URL", "https://h/a b", "a URL with"),
+        ("JWT_JWKS_URL", "https://h/#key", "a URL with"),
+        ("JWT_ALGORITHMS", "none", "some of HS256 HS384"),
+        ("JWT_ALGORITHMS", "rs256", "some of HS256 HS384"),
+        ("JWT_ALGORITHMS", "RS256 ES256K", "some of HS256 HS384"),
+        ("JWT_AUDIENCE", "two words", "a text without spaces"),
+        ("JWT_LEEWAY_SECONDS", "31", "a number from 0 to 30"),
+        ("JWT_LEEWAY_SECONDS", "-1", "a number from 0 to 30"),
+        ("PUBLIC_CHANNELS", "a/b", "channel names"),
+        ("PUBLIC_CHANNELS", "https://example.com/{id}", "channel names"),
+        ("COOKIE_NAME", "a;b", "A-Z a-z 0-9 _ . -"),
+        ("TICKET_SECONDS", "61", "from 1 to 60"),
+        ("TICKET_SECONDS", "0", "from 1 to 60"),
+        ("AUTHORIZE_URL", "file:///x", "a URL with https:// or http://, without"),
+        ("AUTHORIZE_TIMEOUT_SECONDS", "0", "a number from 0.1 to 60"),
     ],
 )
 def test_bad_values_are_named(name: str, text: str, accepts: str) -> None:
@@ -116,6 +193,145 @@ def test_a_password_is_never_shown() -> None:
         Settings.from_environ({"REDIS_URL": "http://user:s3cret@example.com"})
     assert "s3cret" not in str(raised.value)
     assert "example.com" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://:p@ss?w/rd@h:x", "redis://***@h:x"),
+        ("redis://h:x?password=hunter2", "redis://h:x"),
+        ("redis:hunter2@h", "***@h"),
+        ("//user:hunter2@h", "***@h"),
+        ("REDIS://:hunter2@h:1/0", "***@h:1/0"),
+    ],
+)
+def test_passwords_are_cut_from_any_text(text: str, shown: str) -> None:
+    """Also from what is hardly a URL: all up to the last @ may be the password."""
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_environ({"REDIS_URL": text})
+    assert str(raised.value).startswith(f"REDIS_URL={shown!r} can't be used")
+
+
+@pytest.mark.parametrize("name", ["JWT_JWKS_URL", "AUTHORIZE_URL"])
+def test_urls_have_no_password(name: str) -> None:
+    """A URL with a password is refused, and shown without it; neither its query is shown."""
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_environ({name: "https://user:hunter2@h/keys?key=hunter2"})
+    assert str(raised.value).startswith(f"{name}='https://***@h/keys' can't be used")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PUBLISH_KEYS", "hunter2"),
+        ("PUBLISH_KEYS", "hunter2-hunter2-ü"),
+        ("PUBLISH_KEYS", "hunter2" * 40),
+        ("PUBLISH_KEYS", "hunter2-hunter2-hunter2=a/b"),
+        ("PUBLISH_KEYS", "hunter2-hunter2-hunter2="),
+        ("PUBLISH_KEYS", "hunter2-hunter2-hunter2=a||b"),
+        ("PUBLISH_KEYS", f"{KEY}, hunter2"),
+        ("JWT_SECRET", "hunter2"),
+        ("JWT_SECRET", f"hunter2:{'x' * 31}"),
+        ("JWT_SECRET", f"{'x' * 32}, hunter2"),
+        ("JWT_SECRET", f"hunter2{PEM}"),
+        ("JWT_SECRET", PEM.replace("\n", "\\n").replace(" ", "_") + " hunter2"),
+        ("JWT_SECRET", "-----BEGIN RSA PRIVATE KEY-----\\nhunter2\\n-----END RSA PRIVATE KEY-----"),
+        ("JWT_PUBLIC_KEY", "hunter2"),
+        ("JWT_PUBLIC_KEY", f"{PEM} hunter2"),
+        ("JWT_PUBLIC_KEY", PEM.replace("END PUBLIC", "END RSA PUBLIC")),
+        ("JWT_PUBLIC_KEY", PEM.replace("PUBLIC", "PRIVATE").replace("AAAA", "hunter2")),
+        ("JWT_PUBLIC_KEY", PEM + PEM.replace("PUBLIC KEY", "CERTIFICATE")),
+    ],
+)
+def test_a_bad_secret_is_not_shown(name: str, text: str) -> None:
+    """The message names the key and what it takes, and has nothing of the value."""
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_environ({name: text})
+    message = str(raised.value)
+    assert message.startswith(f"{name} can't be used: it takes ")
+    assert raised.value.__suppress_context__
+    for part in ("hunter2", KEY, "MCow", "xxx"):
+        assert part not in message
+
+
+def test_settings_do_not_show_secrets() -> None:
+    """No log line or traceback that has the settings in it gives a secret away."""
+    urls = {"JWT_JWKS_URL": "https://h/k?s=hunter2", "AUTHORIZE_URL": "https://h/a?s=hunter2"}
+    settings = Settings.from_environ({**SECRETS, **urls, "JWT_ALGORITHMS": "HS256 EdDSA"})
+    assert settings.has_credentials
+    for shown in (repr(settings), str(settings), f"{settings}"):
+        for secret in ("hunter2", KEY, "a-secret", "MCow"):
+            assert secret not in shown
+        assert "port=8000" in shown
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_come_from_a_file(name: str, tmp_path: Path) -> None:
+    """`<NAME>_FILE` is read instead, white space at its end aside; what is wrong names the key,
+    and shows neither the content nor the path, which may be the secret itself.
+    """
+    path, variable = tmp_path / "hunter2", f"{name}_FILE"
+    path.write_text(f"{SECRETS[name]}\n \n")
+    expected = Settings.from_environ({name: SECRETS[name]})
+    assert Settings.from_environ({variable: str(path)}) == expected
+    assert Settings.from_environ({variable: str(path), name: ""}) == expected
+    assert Settings.from_environ({variable: "", name: SECRETS[name]}) == expected
+
+    def message(environ: dict[str, str]) -> str:
+        with pytest.raises(ConfigError) as raised:
+            Settings.from_environ(environ)
+        assert "hunter2" not in str(raised.value)
+        assert raised.value.__suppress_context__ or raised.value.__context__ is None
+        return str(raised.value)
+
+    both = message({variable: str(path), name: SECRETS[name]})
+    assert both == f"{name} and {variable} are both set: keep one of them"
+    for missing in (f"{path}/x", f"{path}2", str(tmp_path), "hunter2\0"):
+        assert message({variable: missing}).startswith(f"the file that {variable} names can't be")
+    for content in (b"", b" \n", b"hunter2\xff", b"x" * (MAX_FILE_BYTES + 1)):
+        path.write_bytes(content)
+        assert message({variable: str(path)}).startswith(f"the file that {variable} names can't be")
+    path.write_text("hunter2")
+    if name != "REDIS_URL":  # of a bad URL all but the password is shown
+        assert message({variable: str(path)}).startswith(f"{name} can't be used")
+
+
+def test_only_secrets_come_from_files(tmp_path: Path) -> None:
+    """PORT_FILE is nothing: only secrets have such a variable, and they are the ones listed."""
+    (tmp_path / "port").write_text("1234")
+    assert Settings.from_environ({"PORT_FILE": str(tmp_path / "port")}).port == 8000
+    secret = {spec.metadata["env"] for spec in dataclasses.fields(Settings) if not spec.repr}
+    assert secret == {*SECRETS, "JWT_JWKS_URL", "AUTHORIZE_URL"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "patterns"),
+    [
+        ({}, ()),
+        ({"embedded": True}, ("*",)),
+        ({"embedded": True, "host": "0.0.0.0"}, ()),
+        ({"embedded": True, "public_channels": ("a",)}, ("a",)),
+        ({"public_channels": ("a", "b.*")}, ("a", "b.*")),
+    ],
+)
+def test_what_is_public(changes: dict[str, Any], patterns: tuple[str, ...]) -> None:
+    """In local mode all channels are, unless some are named; in production only those."""
+    assert Settings(**changes).public_patterns == patterns
+
+
+@pytest.mark.parametrize(
+    ("changes", "algorithms"),
+    [
+        ({"jwt_secret": (("", "s"),)}, ("HS256",)),
+        ({"jwt_secret": (("", "s"),), "jwt_public_key": ("pem",)}, ()),
+        ({"jwt_secret": (("", "s"),), "jwt_jwks_url": "https://h"}, ()),
+        ({"jwt_secret": (("", "s"),), "jwt_algorithms": ("HS512",)}, ("HS512",)),
+        ({"jwt_public_key": ("pem",), "jwt_algorithms": ("RS256", "PS256")}, ("RS256", "PS256")),
+    ],
+)
+def test_hs256_is_taken_for_granted(changes: dict[str, Any], algorithms: tuple[str, ...]) -> None:
+    """Only with nothing but secrets; with public keys it must be said."""
+    assert Settings(**changes).token_algorithms == algorithms
 
 
 def test_an_empty_variable_is_a_missing_one() -> None:
@@ -163,7 +379,16 @@ def test_the_environment_is_the_processes_own(monkeypatch: pytest.MonkeyPatch) -
     [
         ({"redis_url": None}, "REDIS_URL is not set"),
         ({"redis_url": None, "publish_open": True}, "REDIS_URL is not set"),
+        ({}, "PUBLISH_KEYS (`python -m service keys` makes one)"),
+        ({}, "JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL"),
         ({}, "PUBLISH_OPEN=1"),
+        ({"authorize_url": "https://h"}, "PUBLISH_OPEN=1"),
+        ({"public_channels": ("*",)}, "PUBLISH_OPEN=1"),
+        ({"publish_keys": ((KEY, ("*",)),)}, None),
+        ({"jwt_secret": (("", "s"),), "host": "0.0.0.0"}, None),
+        ({"jwt_public_key": ("pem",)}, None),
+        ({"jwt_jwks_url": "https://h"}, None),
+        ({"redis_url": None, "jwt_jwks_url": "https://h"}, "REDIS_URL is not set"),
         ({"host": "0.0.0.0"}, "PUBLISH_OPEN=1"),
         ({"host": "0.0.0.0", "embedded": True}, "PUBLISH_OPEN=1"),
         ({"publish_open": True}, None),
@@ -173,8 +398,8 @@ def test_the_environment_is_the_processes_own(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_who_may_start(changes: dict[str, object], problem: str | None) -> None:
-    """Only local mode, a private Valkey and a loopback address, starts with publishing open
-    without anybody having said so.
+    """Production starts with a credential to publish with, or where publishing is said to be
+    open; local mode, a private Valkey and a loopback address, starts with neither.
     """
     values: dict[str, object] = {"redis_url": "redis://127.0.0.1", **changes}
     settings = Settings(**values)  # type: ignore[arg-type]

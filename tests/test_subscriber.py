@@ -287,6 +287,8 @@ def test_endings_have_stable_names() -> None:
         "drained",
         "channel_ended",
         "not_resumed",
+        "expired",
+        "revoked",
     }
 
 

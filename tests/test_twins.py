@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from service import follower, resume
 from service.app import Service
-from service.event import Event, EventId
+from service.batch import Batch, joined
+from service.control import CLOSE, CONTROL, Close
+from service.event import Event, EventId, ServiceEvent
 from service.follower import Follower
 from service.frame import Frame
 from service.missed import Missed
@@ -22,51 +25,10 @@ from service.replay import Replay
 from service.resume import Resumer
 from service.resumption import Start, Step
 from service.settings import Settings
-from service.subscriber import GONE, Subscriber
+from service.subscriber import Ending, Subscriber
 from service.view import Selection
-from tests.sse_client import ParsedEvent, parse_stream
+from tests.readers import Reader
 from tests.valkey import Valkey
-
-WAIT_SECONDS = 4.0
-"""How long a scenario waits for what must come; a twin waits as long for what does not."""
-
-
-class Reader:
-    """A client that takes everything at once; also its outlet."""
-
-    outbox_bytes = 1_000_000
-
-    def __init__(self) -> None:
-        self.taken = b""
-
-    def write(self, fd: int, data: bytes | memoryview, /) -> int:
-        """Take all of it."""
-        self.taken += bytes(data)
-        return len(data)
-
-    def want_room(self, subscriber: Subscriber) -> None:
-        """Never needed."""
-
-    def release(self, subscriber: Subscriber) -> None:
-        """The end."""
-        subscriber.fd = GONE
-
-    @property
-    def events(self) -> list[ParsedEvent]:
-        """What has come so far."""
-        return parse_stream(self.taken)
-
-    def expect(self, *data: str) -> None:
-        """Wait until exactly these events, `$reset` by its reason, have come in this order."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while len(self.told()) < len(data) and time.monotonic() < deadline:
-            gevent.sleep(0.02)
-        gevent.sleep(0.1)
-        assert self.told() == list(data)
-
-    def told(self) -> list[str]:
-        """The data of the events, or the names of the service's own."""
-        return [one.type if one.type.startswith("$") else one.data for one in self.events]
 
 
 class Worker:
@@ -79,17 +41,28 @@ class Worker:
         self.service = Service(Settings(redis_url=valkey.url, max_connections=100))
         self.service.start()
 
-    def publish(self, *data: str, channel: str = "a", key: str | None = None) -> list[str]:
+    def publish(
+        self, *data: str, channel: str = "a", key: str | None = None, private: bool = False
+    ) -> list[str]:
         """Publish events one after the other; returns their ids."""
-        publications = [Publication(Event(one), (channel,), key=key) for one in data]
+        publications = [
+            Publication(Event(one), (channel,), key=key, private=private) for one in data
+        ]
         return [str(receipt.id) for receipt in self.service.broker.publish(publications)]
 
-    def open(self, *channels: str, cursor: str | None = None) -> Reader:
+    def open(
+        self,
+        *channels: str,
+        cursor: str | None = None,
+        granted: frozenset[str] = frozenset(),
+        user: str = "",
+    ) -> Reader:
         """Open a stream, from now on or after `cursor`."""
         reader = Reader()
-        selection = Selection(channels or ("a",))
+        selection = Selection(channels or ("a",), granted=granted)
         self.service.broker.follow(selection.channels)
-        subscriber = Subscriber(reader, 7, selection, "192.0.2.1", chunked=False)
+        subscriber = Subscriber(reader, 7, selection, "192.0.2.1", chunked=False, user=user)
+        self.service.streams.add(subscriber)
         if cursor is None:
             self.service.hub.attach(subscriber, self.service.hub.position)
         else:
@@ -111,10 +84,14 @@ def worker(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     made: list[Worker] = []
     read = RedisLink.read
 
-    def faulty_read(link: RedisLink) -> tuple[list[tuple[str, Frame]], list[str]]:
+    def wait_while_held() -> None:
         while made and made[0].held:
             gevent.sleep(0.01)
+
+    def faulty_read(link: RedisLink) -> tuple[list[tuple[str, Frame]], list[str]]:
+        wait_while_held()
         frames, confirmed = read(link)
+        wait_while_held()  # what came to a read that had begun before is held back as well
         if made:
             frames = [one for one in frames if not made[0].swallow(*one)]
         return frames, confirmed
@@ -264,6 +241,39 @@ def a_repeated_publish_is_one_event(worker: Worker) -> None:
     reader.expect("1")
 
 
+def a_private_event_stays_private(worker: Worker) -> None:
+    """Only a stream with a grant gets a private event, live or replayed; others get the rest."""
+    live = worker.open(), worker.open(granted=frozenset("a"))
+    first, *_ = worker.publish("1")
+    worker.publish("2", private=True)
+    worker.publish("3")
+    gevent.sleep(0.2)
+    late = worker.open(cursor=first), worker.open(cursor=first, granted=frozenset("a"))
+    for reader, data in zip((*live, *late), ("13", "123", "3", "23"), strict=True):
+        reader.expect(*data)
+
+
+def streams_that_share_a_replay_keep_their_rights(worker: Worker) -> None:
+    """Streams with one cursor read Redis once, and each gets what it may see."""
+    first, *_ = worker.publish("1")
+    worker.publish("2", private=True)
+    worker.publish("3")
+    worker.open(cursor=first, granted=frozenset("a")).expect("2", "3")
+    worker.open(cursor=first).expect("3")
+
+
+def a_revocation_reaches_a_worker_that_was_cut_off(worker: Worker) -> None:
+    """Streams that were revoked while their worker had no link end when it has one again."""
+    revoked, stays = worker.open(user="ann"), worker.open(user="bob")
+    worker.held = True
+    worker.cut()
+    worker.service.close_streams(Close(user="ann"))
+    worker.held = False
+    worker.publish("1")
+    stays.expect("1")
+    assert (revoked.ending, stays.ending) == (Ending.REVOKED, None)
+
+
 def heartbeats_never_overtake_events(worker: Worker) -> None:
     """A position told by a heartbeat has no event below it still to come."""
     reader = worker.open()
@@ -309,6 +319,24 @@ def without_key(self: Any, publications: Any) -> Any:
     return self._store.publish(bare, EventId(0, 0))
 
 
+def without_rights(self: Selection, frame: Frame) -> bool:
+    """Select by name only."""
+    return self.names is None or frame.name in self.names
+
+
+def shared_by_all(self: Step, selection: Selection) -> list[Batch]:
+    """Join the events once for all streams that want the same names."""
+    key = selection.names
+    if key not in self._batches:
+        self._batches[key] = list(joined(filter(selection.selects, self.frames)))
+    return self._batches[key]
+
+
+def live_only(self: Close) -> Publication:
+    """A command that nothing remembers."""
+    return Publication(ServiceEvent(json.dumps(self._asdict()), CLOSE), (CONTROL,), stored=False)
+
+
 def joined_without_memory(self: Resumer, channels: Any, cursor: Any) -> Any:
     """Believe that nothing has come since the last step was read."""
     return Step([], self._hub.position)
@@ -324,6 +352,9 @@ TWINS: list[tuple[Callable[[Worker], None], Any, str, Any]] = [
     (a_trimmed_history_is_told, resume, "Replay", credulous),
     (an_emptied_redis_is_told, Follower, "_look_after", nothing),
     (a_repeated_publish_is_one_event, "service.broker.Broker", "publish", without_key),
+    (a_private_event_stays_private, Selection, "selects", without_rights),
+    (streams_that_share_a_replay_keep_their_rights, Step, "batches", shared_by_all),
+    (a_revocation_reaches_a_worker_that_was_cut_off, Close, "publication", live_only),
 ]
 SCENARIOS = [
     *dict.fromkeys(scenario for scenario, *_ in TWINS),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -15,7 +16,10 @@ from werkzeug.test import TestResponse
 import service.routes.uploads
 from service.errors import BadBody, OutcomeUnknown, PushlineError, RedisDown, RedisPoolBusy
 from service.event import Event, EventId
+from service.grants import Grant
 from service.publication import Publication, Receipt
+from service.publishing import Publishing
+from service.rates import RateLimit
 from service.routes.items import MAX_BATCH_DELIVERIES
 from service.routes.uploads import BATCH_EVENTS, Upload, Uploads
 from tests.applications import Application, Make, check_problem, making
@@ -318,17 +322,17 @@ def test_a_drain_publishes_what_has_arrived(
     app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines that came while others were being published are no loss, and no repeat."""
-    publish = app.service.uploads._publish
+    publish = app.service.publishing._publish
     script = Script(b"early\n")
 
-    def draining(publications: list[Publication]) -> list[Receipt]:
+    def draining(publications: Sequence[Publication]) -> list[Receipt]:
         if publications[0].event.data == "early":
             script.queue.put(b"late\nunfini")
             gevent.sleep(0.05)
             app.service.uploads.drain()
         return publish(publications)
 
-    monkeypatch.setattr(app.service.uploads, "_publish", draining)
+    monkeypatch.setattr(app.service.publishing, "_publish", draining)
     problem = check_problem(put(app, "/channels/a", script), 503, "draining")
     assert position(problem) == (3, 2)
     assert kept(app) == ["early", "late"]
@@ -339,14 +343,14 @@ def test_a_drained_upload_takes_no_longer_than_it_may(
 ) -> None:
     """An upload with much left to publish is cut, and told where."""
     monkeypatch.setattr(service.routes.uploads, "FINISH_SECONDS", 0.0)
-    publish = app.service.uploads._publish
+    publish = app.service.publishing._publish
 
-    def draining(publications: list[Publication]) -> list[Receipt]:
+    def draining(publications: Sequence[Publication]) -> list[Receipt]:
         app.service.uploads.drain()
         gevent.sleep(0.01)
         return publish(publications)
 
-    monkeypatch.setattr(app.service.uploads, "_publish", draining)
+    monkeypatch.setattr(app.service.publishing, "_publish", draining)
     body = b"x\n" * (BATCH_EVENTS + 1)
     problem = check_problem(put(app, "/channels/a", Script(body)), 503, "draining")
     assert position(problem) == (BATCH_EVENTS + 1, BATCH_EVENTS)
@@ -447,7 +451,7 @@ def test_uploads_take_turns() -> None:
     most = 0
     order: list[str] = []
 
-    def publish(publications: list[Publication]) -> list[Receipt]:
+    def publish(publications: Sequence[Publication]) -> list[Receipt]:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -456,11 +460,11 @@ def test_uploads_take_turns() -> None:
         running -= 1
         return [Receipt(EventId(1, 0)) for _ in publications]
 
-    uploads = Uploads(publish, 100, at_once=2)
+    uploads = Uploads(Publishing(publish, RateLimit(0)), 100, at_once=2)
     lines = [b"x"] * (5 * BATCH_EVENTS)
 
     def run(channel: str) -> None:
-        upload = Upload(uploads._publish_in_turn)
+        upload = Upload(partial(uploads._publish_in_turn, Grant()))
         upload.publish(lines, lambda line: Publication(Event("x"), (channel,)))
 
     gevent.joinall([gevent.spawn(run, f"c{n}") for n in range(6)], raise_error=True)
@@ -474,14 +478,14 @@ def test_an_upload_that_never_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> N
     """It is refused after a while; nothing of it was published."""
     monkeypatch.setattr(service.routes.uploads, "TURN_SECONDS", 0.05)
 
-    def publish(publications: list[Publication]) -> list[Receipt]:
+    def publish(publications: Sequence[Publication]) -> list[Receipt]:
         gevent.sleep(0.5)
         return [Receipt(EventId(1, 0))]
 
-    uploads = Uploads(publish, 100, at_once=1)
+    uploads = Uploads(Publishing(publish, RateLimit(0)), 100, at_once=1)
     one = [Publication(Event("x"), ("a",))]
-    first = gevent.spawn(uploads._publish_in_turn, one)
+    first = gevent.spawn(uploads._publish_in_turn, Grant(), one)
     gevent.sleep(0.01)
     with pytest.raises(RedisPoolBusy):
-        uploads._publish_in_turn(one)
+        uploads._publish_in_turn(Grant(), one)
     assert first.get() == [Receipt(EventId(1, 0))]

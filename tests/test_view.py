@@ -69,6 +69,7 @@ def test_equal_selections_are_one() -> None:
     assert hash(one) == hash(Selection(("a", "b"), frozenset({"y", "x"})))
     assert one != Selection(("a", "b"))
     assert one != Selection(("a", "b"), frozenset({"x", "y"}), visible_pings=True)
+    assert one != Selection(("a", "b"), frozenset({"x", "y"}), granted=frozenset("a"))
 
 
 def test_frames_are_joined_for_all(view: View) -> None:
@@ -114,6 +115,71 @@ def test_a_filtered_frame_moves_the_position() -> None:
     view = View(Selection(("a",), frozenset({"tick"})))
     assert not view.collect(frame(3, name="other"))
     assert view.last_id == EventId(3, 0)
+
+
+def private(number: int, *channels: str, name: str = "message") -> Frame:
+    """A frame that is private to `channels`."""
+    made = frame(number, name=name)
+    made.private = frozenset(channels)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("granted", "channels", "selected"),
+    [
+        ("", "a", False),
+        ("a", "a", True),
+        ("a", "b", False),
+        ("b", "ab", True),
+        ("ab", "a", True),
+        ("ab", "c", False),
+        ("", "abc", False),
+    ],
+)
+def test_private_frames_want_a_grant(granted: str, channels: str, selected: bool) -> None:
+    """A private frame passes when one of its channels is among those granted; a public one does
+    always, whatever is granted.
+    """
+    selection = Selection(("a", "b"), granted=frozenset(granted))
+    assert selection.selects(private(1, *channels)) is selected
+    assert selection.selects(frame(1))
+    assert selection.selects(foreign(b"x"))
+
+
+def test_a_private_frame_has_to_pass_the_filter_too() -> None:
+    """A grant is no wish: of granted events only the wanted names come; and a wish is no grant,
+    not even for names of the service's own.
+    """
+    selection = Selection(("a",), frozenset({"tick"}), granted=frozenset("a"))
+    assert selection.selects(private(1, "a", name="tick"))
+    assert not selection.selects(private(1, "a"))
+    assert not Selection(("a",), frozenset({"tick"})).selects(private(1, "a", name="tick"))
+    assert not Selection(("a",)).selects(private(1, "a", name="$end"))
+
+
+def test_a_private_frame_moves_the_position_of_all() -> None:
+    """Who may not see an event counts it as past all the same: a later grant for a channel of a
+    second copy doesn't bring it back out of order.
+    """
+    view = View(Selection(("a", "b"), granted=frozenset("b")))
+    assert not view.collect(private(3, "a"))
+    assert view.last_id == EventId(3, 0)
+    assert not view.collect(frame(3))
+    assert view.collect(private(4, "a", "b"))
+    assert not view.collect(private(4, "a", "b"))
+
+
+def test_who_joins_gets_no_private_frame_that_waits() -> None:
+    """Of the frames that are pending when it joins, a subscriber gets what its view may see."""
+    view = View(Selection(("a",)))
+    view.collect(frame(1))
+    view.collect(private(2, "a"))
+    view.collect(frame(3))
+    subscriber, got = subscriber_of(view)
+    view.join(subscriber, FIRST_ID)
+    deliver(view)
+    assert b"".join(got.taken) == b"1 3 "
+    assert subscriber.events == 2
 
 
 def test_a_subscriber_joins_at_a_batch_boundary(view: View) -> None:

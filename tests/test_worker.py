@@ -21,6 +21,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 import service.worker
 from service.app import Service, create_app
+from service.control import CONTROL
 from service.settings import Settings
 from service.sockets import HAND_OVER, HANDED_OVER
 from service.worker import PushlineWorker, with_hand_over
@@ -55,7 +56,12 @@ class Running:
     """A worker that serves on a TCP port of its own."""
 
     def __init__(self, redis_url: str, **changes: Any) -> None:
-        values: dict[str, Any] = {"max_connections": 100, "publish_open": True, **changes}
+        values: dict[str, Any] = {
+            "max_connections": 100,
+            "publish_open": True,
+            "public_channels": ("*",),
+            **changes,
+        }
         self.settings = Settings(redis_url=redis_url, **values)
         app = create_app(self.settings)
         self.service: Service = app.extensions["pushline"]
@@ -267,7 +273,8 @@ def test_a_client_that_leaves_while_its_stream_opens(
         until(lambda: running.service.limits._total == 1, 2, "the stream opens")
         until(lambda: running.service.limits._total == 0, 2, "the stream is given back")
     assert running.service.hub.streams == 0
-    assert [one.streams for _, one in running.service.broker._following.items()] == [0]
+    followed = {name: one.streams for name, one in running.service.broker._following.items()}
+    assert followed == {CONTROL: 1, "a": 0}
 
 
 @pytest.mark.parametrize("kind", [None, "ssl", "subclass", "other"])

@@ -11,14 +11,13 @@ from flask import Blueprint, Response, request
 from service.channel_end import FINISHED, last_publication
 from service.channels import check_channel
 from service.errors import BadParameter, ChannelEnded
-from service.event import FIRST_ID, EventId
+from service.event import CONTROL_CHARACTERS, FIRST_ID, EventId
 from service.frame import Frame
 from service.history import read_after
 from service.publication import Publication, Receipt
 from service.redis_store import RedisStore
 from service.routes.answers import json_answer
-from service.routes.items import Publish
-from service.routes.origins import Origins
+from service.routes.gate import Gate
 from service.sse import Parser
 
 MAX_PAGE_EVENTS = 1000
@@ -31,9 +30,10 @@ MAX_REASON_LETTERS = 128
 """Longest reason of an end."""
 
 
-def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blueprint:
+def channel_routes(store: RedisStore, gate: Gate) -> Blueprint:
     """The routes of a channel as a whole."""
     routes = Blueprint("channels", __name__)
+    origins = gate.origins
 
     @routes.before_request
     def check_origin() -> None:
@@ -46,14 +46,15 @@ def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blu
     @routes.get("/channels/<channel>/events", provide_automatic_options=False)
     def events(channel: str) -> Response:
         """A page of the channel's history, oldest first."""
-        return json_answer(_history(store, check_channel(channel)))
+        grant = gate.subscriber([check_channel(channel)])
+        return json_answer(_history(store, channel, private=grant.may_subscribe(channel)))
 
     @routes.post("/channels/<channel>/end", provide_automatic_options=False)
     def end(channel: str) -> Response:
         """Finish the channel: its streams end, and it takes no more events."""
-        last = _last_event(check_channel(channel))
+        publish = gate.publish_to(check_channel(channel))
         try:
-            (receipt,) = publish([last])
+            (receipt,) = publish([_last_event(channel)])
         except ChannelEnded:
             (tail,) = store.tails([channel])
             receipt = Receipt(tail.ended or FIRST_ID, replayed=True)
@@ -64,7 +65,8 @@ def channel_routes(store: RedisStore, publish: Publish, origins: Origins) -> Blu
     @routes.delete("/channels/<channel>", provide_automatic_options=False)
     def forget(channel: str) -> Response:
         """Forget the channel's history and that it is finished."""
-        store.forget(check_channel(channel))
+        gate.publish_to(check_channel(channel))
+        store.forget(channel)
         return Response(status=204)
 
     @routes.route("/channels/<channel>/end", methods=["OPTIONS"])
@@ -80,19 +82,20 @@ def _methods(path: str) -> str:
     return "OPTIONS, POST" if path.endswith("/end") else "GET, HEAD, OPTIONS"
 
 
-def _history(store: RedisStore, channel: str) -> dict[str, Any]:
+def _history(store: RedisStore, channel: str, *, private: bool) -> dict[str, Any]:
     limit = _limit()
     frames, more = read_after(store, channel, _after(), limit, PAGE_BYTES)
     now = time.time_ns() // 1_000_000
     kept = [one for one in frames if one.deadline is None or one.deadline > now]
+    shown = [frame for frame in kept if private or frame.private is None]
     last = str(frames[-1].id) if more else None
-    return {"channel": channel, "events": list(map(_readable, kept)), "next": last}
+    return {"channel": channel, "events": list(map(_readable, shown)), "next": last}
 
 
 def _last_event(channel: str) -> Publication:
     reason = request.args.get("reason", FINISHED)
-    if not reason.isprintable() or len(reason) > MAX_REASON_LETTERS:
-        fix = f"Use up to {MAX_REASON_LETTERS} printable letters"
+    if re.search(f"[{CONTROL_CHARACTERS}]", reason) or len(reason) > MAX_REASON_LETTERS:
+        fix = f"Use up to {MAX_REASON_LETTERS} letters, none of them a control character"
         raise BadParameter("the reason can't be used", fix=fix)
     return last_publication(channel, reason)
 

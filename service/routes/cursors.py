@@ -18,6 +18,10 @@ TWINS = ("last_event_id", "lastEventID", "lastEventId")
 MAX_LAST = 10_000
 """Events that `last` may ask for."""
 
+AGO_PATTERN = "([0-9]{1,9})([smhd])"
+SECONDS_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,6})?"
+"""What `since` may be besides a date: how long ago, or seconds since 1970."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -62,9 +66,9 @@ def _just_before(milliseconds: int) -> EventId:
 
 def _milliseconds(text: str) -> int:
     now = time.time()
-    if match := re.fullmatch(r"([0-9]{1,9})([smhd])", text):
+    if match := re.fullmatch(AGO_PATTERN, text):
         return max(0, int((now - int(match[1]) * _UNITS[match[2]]) * 1000))
-    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text):
+    if re.fullmatch(SECONDS_PATTERN, text):
         return int(float(text) * 1000)
     try:
         # A bare number would be read as a date of some century, and is milliseconds by mistake.

@@ -26,10 +26,11 @@ MAX_BATCH_FACTOR = 16
 MAX_CHANNELS_PER_EVENT = 64
 """Channels that one event may go to."""
 
-_PARAMETERS = frozenset({"event", "retry", "ttl", "history"})
-_FIELDS = frozenset(
-    {"channel", "channels", "data", "event", "retry", "ttl", "history", "idempotency_key"}
-)
+PARAMETERS = frozenset({"event", "retry", "ttl", "history", "private"})
+"""What the query of a text may say."""
+
+FIELDS = frozenset({"channel", "channels", "data", "idempotency_key"}) | PARAMETERS
+"""What an item may have."""
 
 _KINDS = {str: "string", int: "whole number", bool: "truth value"}
 
@@ -48,23 +49,37 @@ class TextOptions:
     retry: int | None
     ttl: int | None
     stored: bool
+    private: bool
 
     @classmethod
     def of_request(cls) -> Self:
         """Those of this request. Raises BadParameter."""
-        unknown = request.args.keys() - _PARAMETERS
+        unknown = request.args.keys() - PARAMETERS
         if unknown:
-            known = ", ".join(sorted(_PARAMETERS))
+            known = ", ".join(sorted(PARAMETERS))
             raise BadParameter(f"{min(unknown)[:40]!r} is not known", fix=f"Known are {known}")
-        history = request.args.get("history", "1")
-        if history not in ("0", "1"):
-            raise BadParameter("history is neither 0 nor 1", fix="history=0 delivers live only")
-        return cls(request.args.get("event"), _number("retry"), _number("ttl"), history == "1")
+        stored = _switch("history", "1", "history=0 delivers live only")
+        private = _switch("private", "0", "private=1 is for streams with a grant only")
+        return cls(request.args.get("event"), _number("retry"), _number("ttl"), stored, private)
 
     def publication(self, channel: str, text: str, key: str | None = None) -> Publication:
         """`text` as one event. Raises BadEvent."""
         event = Event(text, self.event, self.retry)
-        return Publication(event, (channel,), stored=self.stored, ttl_seconds=self.ttl, key=key)
+        return Publication(
+            event,
+            (channel,),
+            stored=self.stored,
+            ttl_seconds=self.ttl,
+            key=key,
+            private=self.private,
+        )
+
+
+def _switch(name: str, default: str, fix: str) -> bool:
+    said = request.args.get(name, default)
+    if said not in ("0", "1"):
+        raise BadParameter(f"{name} is neither 0 nor 1", fix=fix)
+    return said == "1"
 
 
 def _number(name: str) -> int | None:
@@ -119,7 +134,7 @@ def publication(item: Any, max_event_bytes: int) -> Publication:
     """One event. Raises BadBody, BadEvent, BadChannel, BadParameter or EventTooLarge."""
     if not isinstance(item, dict):
         raise BadBody("it is not an object", fix='Send {"channel": ..., "data": ...}')
-    unknown = item.keys() - _FIELDS
+    unknown = item.keys() - FIELDS
     if unknown:
         raise BadBody(f"the field {min(unknown)[:40]!r} is not known", fix=_known_fields())
     if "data" not in item:
@@ -136,6 +151,7 @@ def publication(item: Any, max_event_bytes: int) -> Publication:
         stored=_optional(item, "history", bool) is not False,
         ttl_seconds=_optional(item, "ttl", int),
         key=_optional(item, "idempotency_key", str),
+        private=_optional(item, "private", bool) is True,
     )
 
 
@@ -156,10 +172,12 @@ def _channels(item: dict[str, Any]) -> tuple[str, ...]:
 
 def _optional(item: dict[str, Any], field: str, kind: type) -> Any:
     value = item.get(field)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)  # to JSON 2000.0 is the same number as 2000
     if value is not None and type(value) is not kind:
         raise BadBody(f"the field {field} is not a {_KINDS[kind]}")
     return value
 
 
 def _known_fields() -> str:
-    return f"Known are {', '.join(sorted(_FIELDS))}"
+    return f"Known are {', '.join(sorted(FIELDS))}"

@@ -11,6 +11,7 @@ from service.errors import ForeignHost, ForeignOrigin
 from service.settings import LOOPBACK_HOSTS
 
 ALLOWED_HEADERS = "authorization, cache-control, content-type, idempotency-key, last-event-id"
+EXPOSED_HEADERS = "mercure-last-event-id, pushline-stream, retry-after"
 PREFLIGHT_SECONDS = 600
 
 
@@ -22,8 +23,8 @@ class Origins:
         self._local = local
 
     def guard(self, routes: Blueprint) -> Blueprint:
-        """Keep foreign pages from `routes`, all of which publish; return them."""
-        routes.before_request(self.check_publish)
+        """Keep foreign pages from `routes`, all of which change something; return them."""
+        routes.before_request(self.check_origin)
         routes.after_request(self.allow)
         return routes
 
@@ -41,11 +42,11 @@ class Origins:
                 raise ForeignHost(f"the host is {request.host[:200]!r}")
 
     def check_change(self) -> None:
-        """As `check_publish`, but anyone may look."""
+        """As `check_origin`, but anyone may look."""
         if request.method not in ("GET", "HEAD", "OPTIONS"):
-            self.check_publish()
+            self.check_origin()
 
-    def check_publish(self) -> None:
+    def check_origin(self) -> None:
         """Raise ForeignOrigin when a page that is neither ours nor listed sends this request.
 
         Any web page can reach 127.0.0.1, so this holds in local mode too.
@@ -53,6 +54,13 @@ class Origins:
         origin = request.headers.get("Origin")
         if origin is not None and not self._is_own(origin) and origin.lower() not in self._allowed:
             raise ForeignOrigin(f"the page's origin is {origin[:200]!r}")
+
+    def check_page(self) -> None:
+        """As `check_origin`, also for what a page embeds, which has no Origin (Fetch Metadata)."""
+        self.check_origin()
+        embedded = request.headers.get("Sec-Fetch-Site") == "cross-site"
+        if embedded and "Origin" not in request.headers:
+            raise ForeignOrigin("a page of another site embeds this")
 
     def _is_own(self, origin: str) -> bool:
         try:
@@ -79,6 +87,8 @@ class Origins:
             granted = {"Access-Control-Allow-Origin": "*"}
         else:
             granted = {}
+        if granted:
+            granted["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
         return {"Vary": "Origin", **granted} if self._allowed else granted
 
     def preflight(self, methods: str) -> Response:

@@ -16,6 +16,7 @@ from service.errors import (
     PushlineError,
     WrongMethod,
 )
+from service.routes.headers import STREAM_TYPE
 from service.sse import encode_retry
 
 log = logging.getLogger("pushline.http")
@@ -48,8 +49,8 @@ def wants_event_stream() -> bool:
 def soft_refusal(error: Overloaded) -> Response:
     """200, a jittered `retry:` and a clean end."""
     body = encode_retry(random.randint(*error.retry_range_milliseconds))
-    headers = {"Cache-Control": "no-store"}
-    return Response(body, 200, headers, content_type="text/event-stream")
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(body, 200, headers, content_type=STREAM_TYPE)
 
 
 def problem(error: PushlineError) -> Response:
@@ -71,6 +72,8 @@ def problem(error: PushlineError) -> Response:
     response.headers["Cache-Control"] = "no-store"
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.challenge is not None:
+        response.headers["WWW-Authenticate"] = error.challenge
     return response
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -11,26 +10,23 @@ from service.channels import check_channel
 from service.publication import Publication, Receipt
 from service.routes.answers import json_answer
 from service.routes.bodies import read_text
-from service.routes.items import MAX_BATCH_FACTOR, Publish, TextOptions, parse, publications
-from service.routes.origins import Origins
+from service.routes.gate import Gate
+from service.routes.items import MAX_BATCH_FACTOR, TextOptions, parse, publications
+from service.routes.uploads import Uploads
 
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson")
 """One JSON object per line; none of the two is registered."""
 
 
-def publish_routes(
-    publish: Publish,
-    receive_items: Callable[[], Response],
-    origins: Origins,
-    max_event_bytes: int,
-) -> Blueprint:
-    """The routes of bodies that are read whole; `receive_items` takes JSON objects line by line."""
+def publish_routes(gate: Gate, uploads: Uploads, max_event_bytes: int) -> Blueprint:
+    """The routes of bodies that are read whole; `uploads` takes JSON objects line by line."""
+    origins = gate.origins
     routes = origins.guard(Blueprint("publish", __name__))
 
     @routes.post("/channels/<channel>", provide_automatic_options=False)
     def publish_body(channel: str) -> Response:
         """Publish the body, byte for byte, as one event."""
-        check_channel(channel)
+        publish = gate.publish_to(check_channel(channel))
         options = TextOptions.of_request()
         key = request.headers.get("Idempotency-Key")
         publication = options.publication(channel, read_text(max_event_bytes), key)
@@ -41,7 +37,8 @@ def publish_routes(
     def publish_json() -> Response:
         """Publish one JSON object, or each of an array, in order."""
         if request.mimetype in NDJSON_TYPES:
-            return receive_items()
+            return uploads.receive_items(gate.publisher)
+        publish = gate.publish_to()
         body = parse(read_text(max_event_bytes * MAX_BATCH_FACTOR))
         items = publications(body, max_event_bytes)
         receipts = list(map(_told, items, publish(items)))

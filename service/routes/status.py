@@ -12,6 +12,9 @@ from service.routes.answers import json_answer
 ANSWER_SECONDS = 1.0
 """A Redis that takes longer for a PING is no use to publishers."""
 
+REASONS = ("draining", "redis_not_followed", "redis_not_answering")
+"""Why a worker is not ready."""
+
 
 def status_routes(hub: Hub, broker: Broker) -> Blueprint:
     """The routes that load balancers and supervisors ask."""
@@ -25,13 +28,9 @@ def status_routes(hub: Hub, broker: Broker) -> Blueprint:
     @routes.get("/readyz")
     def readyz() -> Response:
         """200 only when streams and publishes will work; else 503 with the reasons."""
-        reasons = []
-        if hub.draining:
-            reasons.append("draining")
-        if not broker.ready:
-            reasons.append("redis_not_followed")
-        if not gevent.with_timeout(ANSWER_SECONDS, broker.answers, timeout_value=False):
-            reasons.append("redis_not_answering")
+        answers = gevent.with_timeout(ANSWER_SECONDS, broker.answers, timeout_value=False)
+        faults = (hub.draining, not broker.ready, not answers)
+        reasons = [reason for reason, is_so in zip(REASONS, faults, strict=True) if is_so]
         body = {"ready": not reasons, "reasons": reasons}
         return json_answer(body, 503 if reasons else 200)
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from wsgiref.handlers import format_date_time
 
 import gevent
 from flask import Blueprint, Response, request
 
-from service.addresses import Network, StreamLimits, client_address
+from service.addresses import StreamLimits
 from service.batch import chunk
 from service.broker import Broker
 from service.channels import check_channels
 from service.errors import BadParameter, Draining, NothingToCome
 from service.event import check_name
+from service.grants import Grant
 from service.hub import Hub
 from service.iterator import OPEN, IteratorOutlet
 from service.logs import LOGGED
+from service.open_streams import OpenStreams
 from service.overflow import Overflow
 from service.resume import Resumer
 from service.resumption import Resumption, Start
 from service.routes.cursors import read_start
-from service.routes.origins import Origins
+from service.routes.gate import Gate
+from service.routes.headers import STREAM_TYPE
 from service.sockets import HAND_OVER, HANDED_OVER, Sockets
-from service.sse import encode_opening, encode_retry
-from service.subscriber import GONE, Ending, Subscriber
+from service.sse import encode_opening, encode_ping, encode_retry
+from service.subscriber import GONE, Ending, Outlet, Subscriber
 from service.view import Selection
 
 STREAM_HEADERS = {
     # Exactly this: UTF-8 goes without saying, and some clients compare the whole value.
-    "Content-Type": "text/event-stream",
+    "Content-Type": STREAM_TYPE,
     # No cache may keep a stream, no proxy may compress it and so hold events back.
     "Cache-Control": "no-store, no-transform",
     # nginx would otherwise wait until a buffer is full.
@@ -44,9 +48,10 @@ MAX_NAMES = 64
 """Event names that one stream may list."""
 
 
-def stream_routes(opener: StreamOpener, origins: Origins, max_channels: int) -> Blueprint:
+def stream_routes(opener: StreamOpener, gate: Gate, max_channels: int) -> Blueprint:
     """The streaming route."""
     routes = Blueprint("stream", __name__)
+    origins = gate.origins
 
     @routes.after_request
     def allow_origin(response: Response) -> Response:
@@ -55,14 +60,17 @@ def stream_routes(opener: StreamOpener, origins: Origins, max_channels: int) -> 
     @routes.get("/stream", provide_automatic_options=False)
     def stream() -> Response:
         """Open a stream; HEAD only checks the request."""
-        selection = _selection(max_channels)
-        start = read_start()
+        selection, start, overflow = _selection(max_channels), read_start(), _overflow()
+        address = gate.address()
+        grant = gate.subscriber(selection.channels)
         if request.method == "HEAD":
             answer = Response(headers=STREAM_HEADERS)
             answer.automatically_set_content_length = False  # a stream has none
             return answer
+        granted = frozenset(filter(grant.may_subscribe, selection.channels))
+        selection = dataclasses.replace(selection, granted=granted)
         headers = {**STREAM_HEADERS, **origins.headers()}
-        return opener.open(StreamRequest(selection, start, _overflow(), headers))
+        return opener.open(StreamRequest(selection, start, overflow, headers, address, grant))
 
     @routes.route("/stream", methods=["OPTIONS"])
     def preflight() -> Response:
@@ -99,12 +107,14 @@ def _overflow() -> Overflow:
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """What a client asks for, and the headers of the answer."""
+    """What a client asks for, who it is, and the headers of the answer."""
 
     selection: Selection
     start: Start | None
     overflow: Overflow
     headers: Mapping[str, str]
+    address: str
+    grant: Grant
 
 
 class StreamOpener:
@@ -119,37 +129,38 @@ class StreamOpener:
         broker: Broker,
         resumer: Resumer,
         limits: StreamLimits,
+        streams: OpenStreams,
+        check_current: Callable[[Grant], None],
         sockets: Sockets | None,
         iterator: Callable[[], IteratorOutlet],
-        trusted_proxies: Sequence[Network],
     ) -> None:
         self._hub = hub
         self._broker = broker
         self._resumer = resumer
         self._limits = limits
+        self._streams = streams
+        self._check_current = check_current
         self._sockets = sockets
         self._iterator = iterator
-        self._trusted_proxies = trusted_proxies
 
     def open(self, wanted: StreamRequest) -> Response:
         """Answer this request with a stream; raises Overloaded when there can be none now."""
         if self._hub.draining:
             raise Draining
-        forwarded_for = request.headers.get("X-Forwarded-For", "")
-        address = client_address(request.remote_addr or "", forwarded_for, self._trusted_proxies)
-        channels = wanted.selection.channels
-        self._limits.admit(address)
+        channels, whose = wanted.selection.channels, (wanted.address, wanted.grant.user)
+        self._limits.admit(*whose)
         try:
             self._broker.follow(channels)
         except BaseException:
-            self._limits.release(address)
+            self._limits.release(*whose)
             raise
         try:
             resumption = self._prepare(channels, wanted.start)
-            subscriber, response = self._answer(wanted, address, resumption)
+            self._check_current(wanted.grant)  # nothing yields from here until the stream is known
+            subscriber, response = self._answer(wanted, resumption)
         except BaseException:
             self._broker.unfollow(channels)
-            self._limits.release(address)
+            self._limits.release(*whose)
             raise
         # From here on the end of the subscriber gives back what was taken.
         self._let_in(subscriber, resumption)
@@ -165,31 +176,28 @@ class StreamOpener:
         return resumption
 
     def _answer(
-        self, wanted: StreamRequest, address: str, resumption: Resumption | None
+        self, wanted: StreamRequest, resumption: Resumption | None
     ) -> tuple[Subscriber, Response]:
         """Send the head and the opening block, over the client's socket if it can be had."""
-        headers = dict(wanted.headers)
+        number = self._streams.next_number()
+        headers = {**wanted.headers, "Pushline-Stream": self._streams.name_of(number)}
         if resumption is None:
             opening = encode_opening(
                 self._hub.jittered_retry(), self._hub.position_of(wanted.selection.channels)
             )
+            if wanted.selection.visible_pings:  # so that a page learns its position at once
+                opening += encode_ping(time.time_ns() // 1_000_000)
         else:  # a client with a cursor keeps it until the first event that it missed
             opening = encode_retry(self._hub.jittered_retry())
             headers["Mercure-Last-Event-ID"] = resumption.answer
         client = request.environ.get(HAND_OVER)
         if client is None or self._sockets is None:
-            return self._iterate(wanted, address, opening, headers)
+            return self._iterate(wanted, number, opening, headers)
         chunked = request.environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         fd = self._sockets.take_over(client)
         request.environ[HANDED_OVER] = True
-        subscriber = Subscriber(
-            self._sockets,
-            fd,
-            wanted.selection,
-            address,
-            chunked=chunked,
-            overflow=wanted.overflow,
-        )
+        subscriber = _subscriber(self._sockets, fd, wanted, number, chunked=chunked)
+        self._streams.add(subscriber)
         try:
             self._sockets.watch(subscriber)
         except OSError:
@@ -198,13 +206,12 @@ class StreamOpener:
         return subscriber, Response()
 
     def _iterate(
-        self, wanted: StreamRequest, address: str, opening: bytes, headers: Mapping[str, str]
+        self, wanted: StreamRequest, number: int, opening: bytes, headers: Mapping[str, str]
     ) -> tuple[Subscriber, Response]:
         outlet = self._iterator()
         request.environ[LOGGED] = True
-        subscriber = Subscriber(
-            outlet, OPEN, wanted.selection, address, chunked=False, overflow=wanted.overflow
-        )
+        subscriber = _subscriber(outlet, OPEN, wanted, number, chunked=False)
+        self._streams.add(subscriber)
         subscriber.send(opening)
         response = Response(outlet.pieces(subscriber), headers=dict(headers))
         # A server that never starts the iterator still closes the response.
@@ -219,6 +226,22 @@ class StreamOpener:
             self._resumer.resume(subscriber, resumption)
         else:  # the iterator must run meanwhile
             gevent.spawn(self._resumer.resume, subscriber, resumption)
+
+
+def _subscriber(
+    outlet: Outlet, fd: int, wanted: StreamRequest, number: int, *, chunked: bool
+) -> Subscriber:
+    return Subscriber(
+        outlet,
+        fd,
+        wanted.selection,
+        wanted.address,
+        chunked=chunked,
+        overflow=wanted.overflow,
+        user=wanted.grant.user,
+        number=number,
+        expires_at=wanted.grant.expires_at,
+    )
 
 
 def _head(headers: Mapping[str, str], chunked: bool) -> bytes:

@@ -14,9 +14,12 @@ from gevent.lock import Semaphore
 from service.channels import check_channel
 from service.errors import BadParameter, Draining, PushlineError, RedisPoolBusy
 from service.event import EventId
+from service.grants import Grant
 from service.publication import Publication, Receipt
+from service.publishing import Publishing, check_publish
 from service.routes.answers import json_answer
 from service.routes.bodies import check_type
+from service.routes.gate import Gate
 from service.routes.items import (
     MAX_BATCH_DELIVERIES,
     MAX_BATCH_FACTOR,
@@ -26,7 +29,6 @@ from service.routes.items import (
     publication,
 )
 from service.routes.lines import Arrivals, decode, split
-from service.routes.origins import Origins
 
 BATCH_EVENTS = 100
 """Events in one call. A thousand are hardly faster, but hold up all other work for 80 ms."""
@@ -37,26 +39,32 @@ TURN_SECONDS = 10.0
 FINISH_SECONDS = 2.0
 """How long a drained upload may take to publish what has arrived."""
 
+LONGEST_WAIT_SECONDS = 0.5
+"""How long an upload that is over its limit sleeps before it looks whether the worker drains."""
+
 DISCARD_SECONDS = 2.0
 """How long a refused upload is read on: a close with unread bytes would destroy the answer."""
+
+Admit = Callable[[], Grant]
+"""The grant of this request to publish. Raises PushlineError."""
 
 ReadLine = Callable[[bytes], Publication | None]
 """Makes a line an event, or nothing of one that is skipped. Raises PushlineError."""
 
 
-def upload_routes(uploads: Uploads, origins: Origins) -> Blueprint:
+def upload_routes(uploads: Uploads, gate: Gate) -> Blueprint:
     """The routes of uploads; routes/publish.py answers their preflights."""
-    routes = origins.guard(Blueprint("uploads", __name__))
+    routes = gate.origins.guard(Blueprint("uploads", __name__))
 
     @routes.put("/channels/<channel>", provide_automatic_options=False)
     def upload_texts(channel: str) -> Response:
         """Publish each line of the body as one event."""
-        return uploads.receive_texts(channel)
+        return uploads.receive_texts(gate.publisher, channel)
 
     @routes.put("/publish", provide_automatic_options=False)
     def upload_items() -> Response:
         """Publish the JSON object on each line of the body."""
-        return uploads.receive_items()
+        return uploads.receive_items(gate.publisher)
 
     return routes
 
@@ -68,8 +76,8 @@ class Uploads:
     worker's connections to Redis, and every other publish would be refused.
     """
 
-    def __init__(self, publish: Publish, max_event_bytes: int, at_once: int) -> None:
-        self._publish = publish
+    def __init__(self, publishing: Publishing, max_event_bytes: int, at_once: int) -> None:
+        self._publishing = publishing
         self._turns = Semaphore(at_once)
         self._max_event_bytes = max_event_bytes
         self._max_item_bytes = max_event_bytes * MAX_BATCH_FACTOR
@@ -82,34 +90,45 @@ class Uploads:
         for body in self._running:
             body.end(Draining())
 
-    def receive_texts(self, channel: str) -> Response:
+    def receive_texts(self, admit: Admit, channel: str) -> Response:
         """Publish each line of this request's body to `channel`."""
 
-        def prepare() -> ReadLine:
-            check_channel(channel)
+        def prepare(grant: Grant) -> ReadLine:
+            check_publish(grant, (check_channel(channel),))
             options = TextOptions.of_request()
             options.publication(channel, "")  # what is wrong with them is told before any line
             return lambda line: options.publication(channel, decode(line, self._max_event_bytes))
 
-        return self._receive(prepare, self._max_event_bytes)
+        return self._receive(admit, prepare, self._max_event_bytes)
 
-    def receive_items(self) -> Response:
+    def receive_items(self, admit: Admit) -> Response:
         """Publish the JSON object on each line of this request's body."""
-        return self._receive(lambda: self._read_item, self._max_item_bytes)
+        return self._receive(
+            admit, lambda grant: partial(self._read_item, grant), self._max_item_bytes
+        )
 
-    def _read_item(self, line: bytes) -> Publication | None:
+    def _read_item(self, grant: Grant, line: bytes) -> Publication | None:
         text = decode(line, self._max_item_bytes)
-        return publication(parse(text), self._max_event_bytes) if text.strip(" \t\r") else None
+        if not text.strip(" \t\r"):
+            return None
+        item = publication(parse(text), self._max_event_bytes)
+        check_publish(grant, item.channels)
+        return item
 
-    def _receive(self, prepare: Callable[[], ReadLine], max_bytes: int) -> Response:
+    def _receive(
+        self, admit: Admit, prepare: Callable[[Grant], ReadLine], max_bytes: int
+    ) -> Response:
         body = Arrivals(request.stream, request.content_length)
         after_this_request(partial(_let_the_client_see_errors, body))
-        upload = Upload(self._publish_in_turn)
+        upload = Upload(lambda events: self._publish_in_turn(grant, events))
         try:
+            grant = admit()
             self._check()
-            read_line = prepare()
+            read_line = prepare(grant)
             self._running.add(body)
             for lines in split(body.take, max_bytes):
+                if grant.expires_at is not None and grant.expires_at <= time.time():
+                    admit()  # which raises now
                 upload.publish(lines, read_line)
         except PushlineError as error:
             error.published = ()
@@ -122,13 +141,18 @@ class Uploads:
             {"events": upload.events, "replayed": upload.replayed, "last_id": last_id}
         )
 
-    def _publish_in_turn(self, publications: list[Publication]) -> list[Receipt]:
+    def _publish_in_turn(self, grant: Grant, publications: list[Publication]) -> list[Receipt]:
+        # The client of one that publishes too fast is made to wait, not turned away.
+        while wait := self._publishing.delay(grant, len(publications)):
+            if time.monotonic() > self._deadline:
+                raise Draining
+            gevent.sleep(min(wait, LONGEST_WAIT_SECONDS))
         if not self._turns.acquire(timeout=TURN_SECONDS):
             raise RedisPoolBusy
         try:
             if time.monotonic() > self._deadline:
                 raise Draining
-            return self._publish(publications)
+            return self._publishing.pass_on(grant, publications)
         finally:
             self._turns.release()
             gevent.sleep(0)  # the next one's turn: who asks first after a release gets it

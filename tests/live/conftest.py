@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.live_server import LiveService
+from tests.secrets_used import USED
 from tests.valkey import Valkey
+
+
+@pytest.fixture(scope="session", autouse=True)
+def secrets_stay_out_of_logs() -> Iterator[None]:
+    """No log of any service has a secret in it that any test has used, at the end of them all."""
+    yield
+    assert USED.leaks_in_logs() == []
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser import chromium, console, resize, until
+from tests.browser import Page, chromium, console, resize, until
 from tests.live_server import LiveService
 
 pytestmark = pytest.mark.live
@@ -162,25 +162,6 @@ def channel() -> str:
     return f"demo-page-{next(NUMBERS)}"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One event as the page lists it."""
-
-    id: str
-    type: str
-    data: str
-    latency: str
-    classes: str
-
-
-READ_ROWS = """
-return [...document.querySelectorAll("#events tr")].map((row) => {
-    const text = (name) => row.querySelector(name).textContent;
-    return [row.dataset.id, text(".type"), text(".data"), text(".latency"), row.className];
-});
-"""
-
-
 OVERFLOWING = """
 const page = document.documentElement;
 const wide = [...document.querySelectorAll("body *")].filter((element) => {
@@ -192,60 +173,6 @@ for (const scrolling of [page, ...document.querySelectorAll(".scroll, .controls,
 }
 return wide.map((element) => element.outerHTML.slice(0, 80));
 """
-
-
-class Page:
-    """The demo page, seen through what it shows."""
-
-    def __init__(self, browser: Chrome, service: str, query: str = "") -> None:
-        self.browser = browser
-        browser.get(f"{service}/{query}")
-
-    def rows(self) -> list[Row]:
-        """The listed events, newest first."""
-        return [Row(*row) for row in self.browser.execute_script(READ_ROWS)]
-
-    def published(self) -> list[str]:
-        """What the listed events hold, newest first, without those of the service itself."""
-        return [row.data for row in self.rows() if "service" not in row.classes]
-
-    def text(self, name: str) -> str:
-        """What the element with this id shows."""
-        script = "return document.getElementById(arguments[0]).textContent"
-        return str(self.browser.execute_script(script, name))
-
-    def write(self, name: str, text: str) -> None:
-        """Replace the text of a field."""
-        field = self.browser.find_element("id", name)
-        field.clear()
-        field.send_keys(text)
-
-    def click(self, name: str) -> None:
-        """Click the element with this id."""
-        self.browser.find_element("id", name).click()
-
-    def wait_for_state(self, word: str) -> None:
-        """Until the page says that its stream is in this state."""
-        until(self.browser, lambda _: self.text("state-word") == word, f"the state {word!r}")
-
-    def wait_for_row(self, data: str) -> Row:
-        """Until the page lists an event with this text."""
-
-        def find(_: Chrome) -> Row | None:
-            return next((row for row in self.rows() if row.data == data), None)
-
-        row = until(self.browser, find, f"an event {data!r}")
-        assert row is not None
-        return row
-
-    def wait_for_result(self, start: str) -> str:
-        """Until the page says this of a publish."""
-        until(
-            self.browser,
-            lambda _: self.text("result").startswith(start),
-            f"a result that begins with {start!r}",
-        )
-        return self.text("result")
 
 
 # ------------------------------------------------------------------------------------- tests
@@ -481,11 +408,11 @@ def test_pushline_asks_for_an_address_for_each_opening(
         """
         const [channel, done] = arguments;
         const {Pushline} = await import("/static/pushline.js");
-        let tickets = 0;
+        let openings = 0;
         const address = async () => {
-            tickets += 1;
-            if (tickets === 2) throw new Error("no ticket");
-            return `/stream?channel=${channel}&ticket=${tickets}`;
+            openings += 1;
+            if (openings === 2) throw new Error("no ticket");
+            return `/stream?channel=${channel}&opening=${openings}`;
         };
         const stream = new Pushline(address, {minDelay: 50});
         const states = [];
@@ -497,7 +424,8 @@ def test_pushline_asks_for_an_address_for_each_opening(
         """,
         channel,
     )
-    assert [asked["ticket"] for asked in front.asked] == [["1"], ["3"], ["4"]]
+    assert [asked["opening"] for asked in front.asked] == [["1"], ["3"], ["4"]]
+    assert [asked["ping"] for asked in front.asked] == [["event"]] * 3
     assert states == [
         *("connecting", "waiting"),
         *("connecting", "waiting: no ticket"),
@@ -527,6 +455,51 @@ def test_pushline_opens_nothing_once_closed(
     )
     assert state == "closed"
     assert front.asked == []
+
+
+def test_pushline_closed_at_its_end_stays_closed(
+    live: LiveService, browser: Chrome, front: Front, channel: str
+) -> None:
+    """Who closes a stream that tells of its expiry has closed it: it isn't opened again."""
+    Page(browser, front.url, f"?channel={channel}").wait_for_state("Open")
+    front.asked.clear()
+    front.answers.append(script('event: $end\ndata: {"reason": "expired"}'))
+    states = browser.execute_async_script(
+        """
+        const [channel, done] = arguments;
+        const {Pushline} = await import("/static/pushline.js");
+        const stream = new Pushline(`/stream?channel=${channel}`, {minDelay: 50});
+        const states = [];
+        stream.addEventListener("state", ({detail}) => states.push(detail.state));
+        stream.addEventListener("$end", () => {
+            stream.close();
+            setTimeout(() => done(states), 500);
+        });
+        """,
+        channel,
+    )
+    assert states[-1] == "closed"
+    assert len(front.asked) == 1
+
+
+def test_tells_an_expired_stream_from_one_that_was_closed(
+    live: LiveService, browser: Chrome, front: Front, channel: str
+) -> None:
+    """Of a stream's own ends, expiry opens it again, and the page says so; a revoked one is over.
+
+    Neither is an event of the channel: what the position's id tells is not theirs.
+    """
+    first, second = (f"id: 1790000000001-{n}\nevent: $end" for n in (0, 1))
+    front.answers.append(script(first + '\ndata: {"reason": "expired"}'))
+    front.answers.append(script(second + '\ndata: {"reason": "revoked"}'))
+    page = Page(browser, front.url, f"?channel={channel}")
+    page.wait_for_state("Ended")
+    page.wait_for_row("The service has closed this stream: Start opens another")
+    revoked, expired = page.rows()
+    assert expired.data == "The credential has expired: opening again"
+    assert [expired.id, revoked.id] == ["", ""]
+    assert front.asked[1]["last_event_id"] == ["1790000000001-0"]
+    assert len(front.asked) == 2
 
 
 def test_shows_what_the_service_says(

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.live
 SMALLEST_PLAN_CONNECTIONS = 20
 """What Heroku's smallest Redis plan allows in all."""
 
+KEY = "0123456789abcdef" * 4
+"""What Heroku generates for PUBLISH_KEYS."""
+
 WORKERS = 2
 REDIS_POOL = 3
 
@@ -76,7 +79,10 @@ class Procfile:
     def publish(self, channel: str, data: str, query: str = "") -> str:
         """Publish over HTTP and return the id."""
         url = f"{self.url}/channels/{channel}{query}"
-        with urllib.request.urlopen(url, data.encode(), timeout=10) as answer:
+        request = urllib.request.Request(
+            url, data.encode(), headers={"Authorization": f"Bearer {KEY}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return str(json.loads(answer.read())["id"])
 
     def __enter__(self) -> Procfile:
@@ -100,14 +106,16 @@ def channel() -> str:
 
 
 def test_procfile_serves(own_valkey: Valkey, channel: str) -> None:
-    """Started as the Procfile says it streams, publishes, and stops within Heroku's 30 s.
+    """Started as the Procfile and app.json say it streams to anyone, publishes for who has the key,
+    and stops within Heroku's 30 s.
 
     GUNICORN_CMD_ARGS, which Heroku sets, brings no query string into the log.
     """
     with Procfile(
         REDIS_URL=own_valkey.url,
         WEB_CONCURRENCY="2",
-        PUBLISH_OPEN="1",
+        PUBLISH_KEYS=KEY,
+        PUBLIC_CHANNELS="*",
         DRAIN_SECONDS="1",
         GUNICORN_CMD_ARGS="--access-logfile -",
     ) as web:
@@ -129,21 +137,41 @@ def test_procfile_serves(own_valkey: Valkey, channel: str) -> None:
         assert log.count("/stream") >= 8
         assert log.count(f"/channels/{channel}") >= 8
         assert "s3cret" not in log
+        assert KEY not in log
 
 
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
         ({"PUBLISH_OPEN": "1"}, "REDIS_URL is not set"),
-        ({"REDIS_URL": "redis://127.0.0.1:6379"}, "set PUBLISH_OPEN=1"),
+        ({"REDIS_URL": "redis://127.0.0.1:6379"}, "set PUBLISH_KEYS"),
         ({"REDIS_URL": "redis://127.0.0.1:6379", "PUBLISH_OPEN": "yes"}, "PUBLISH_OPEN='yes'"),
         (
             {"REDIS_URL": "redis://127.0.0.1:6379", "PUBLISH_OPEN": "1", "HEARTBEAT_SECONDS": "99"},
             "HEARTBEAT_SECONDS='99'",
         ),
         ({"REDIS_URL": "http://:s3cret@example.com", "PUBLISH_OPEN": "1"}, "REDIS_URL="),
+        ({"REDIS_URL": "redis://127.0.0.1:6379", "PUBLISH_KEYS": "s3cret"}, "PUBLISH_KEYS can't"),
+        ({"REDIS_URL": "redis://127.0.0.1:6379", "JWT_SECRET": "s3cret"}, "JWT_SECRET can't"),
+        (
+            {
+                "REDIS_URL": "redis://127.0.0.1:6379",
+                "JWT_SECRET": "s3cret" * 6,
+                "JWT_ALGORITHMS": "RS256",
+            },
+            "JWT_SECRET has a key",
+        ),
     ],
-    ids=["no REDIS_URL", "no PUBLISH_OPEN", "no switch", "out of range", "no Redis URL"],
+    ids=[
+        "no REDIS_URL",
+        "no credential",
+        "no switch",
+        "out of range",
+        "no Redis URL",
+        "short key",
+        "short secret",
+        "useless secret",
+    ],
 )
 def test_procfile_refuses_in_one_line(environ: dict[str, str], expected: str) -> None:
     """Without what it needs the service does not start, and says so in one line."""

@@ -77,7 +77,7 @@ def test_http11_response_is_exact(live: LiveService, channel: str) -> None:
     """An HTTP/1.1 stream has exactly the documented head, and is chunked."""
     with stream(live, f"channel={channel}") as client:
         assert (client.head.version, client.status, client.head.reason) == ("1.1", 200, "OK")
-        date, *rest = client.head.headers
+        date, *rest, (label, named) = client.head.headers
         assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", date[1])
         assert rest == [
             ("connection", "close"),
@@ -87,6 +87,8 @@ def test_http11_response_is_exact(live: LiveService, channel: str) -> None:
             ("x-accel-buffering", "no"),
             ("x-content-type-options", "nosniff"),
         ]
+        assert label == "pushline-stream"
+        assert re.fullmatch(r"[0-9a-f]{8}-[1-9][0-9]*", named)
         opened(client)
         assert client.chunks == [bytes(client.body)]
 
@@ -369,7 +371,8 @@ def cors(answer: Answer | SseClient) -> dict[str, str]:
     }
 
 
-GRANTED = {"vary": "Origin", "allow-origin": PAGE, "allow-credentials": "true"}
+EXPOSED = {"expose-headers": "mercure-last-event-id, pushline-stream, retry-after"}
+GRANTED = {"vary": "Origin", "allow-origin": PAGE, "allow-credentials": "true", **EXPOSED}
 
 
 def test_listed_origin_may_stream(listed: LiveService, channel: str) -> None:
@@ -423,7 +426,7 @@ def test_any_origin_may_stream_without_credentials(valkey: Valkey, channel: str)
     with LiveService(valkey.url, CORS_ORIGINS="*") as service:
         for origin in (PAGE, "null"):
             with stream(service, f"channel={channel}", headers={"Origin": origin}) as client:
-                assert cors(client) == {"vary": "Origin", "allow-origin": "*"}
+                assert cors(client) == {"vary": "Origin", "allow-origin": "*", **EXPOSED}
         with stream(service, f"channel={channel}") as client:
             assert cors(client) == {"vary": "Origin"}
 

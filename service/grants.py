@@ -1,0 +1,107 @@
+"""What a credential allows: channels to publish to and to stream, and for how long."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.channels import ChannelPattern
+
+CLAIMS = ("pushline", "mercure")
+"""Claims of a token that hold its grant; the first one counts. Mercure's has the same shape."""
+
+MAX_PATTERNS = 1000
+"""Patterns that one list of a grant may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Patterns of channels that may be published to and streamed, until a time if any.
+
+    `user` is whose streams count together. `credential` names the credential itself, without giving
+    it away; both are empty where nobody has said who it is. `payer` is whose publishes count
+    together. `expires_at` is in seconds since 1970, and so is `as_of`, when this was granted, where
+    closing the user's streams is to end it too.
+    """
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+    admin: bool = False
+    user: str = ""
+    credential: str = ""
+    expires_at: float | None = None
+    payer: str = field(default="", compare=False)
+    as_of: float | None = field(default=None, compare=False)
+
+    def may_publish(self, channel: str) -> bool:
+        """Whether `channel` may be published to."""
+        return selects(self.publish, channel)
+
+    def may_subscribe(self, channel: str) -> bool:
+        """Whether `channel` may be streamed, with its private events."""
+        return selects(self.subscribe, channel)
+
+    @classmethod
+    def of_claims(cls, claims: Mapping[str, Any]) -> Grant:
+        """The grant in a token's claims; raises ValueError when it has not the shape of one.
+
+        A pattern that no channel name can match, such as Mercure's topic URLs, grants nothing.
+        """
+        said: Any = next((claims[name] for name in CLAIMS if name in claims), {})
+        if not isinstance(said, dict):
+            raise ValueError("the grant is not an object")
+        admin, subject, expires_at = (
+            said.get("admin", False),
+            claims.get("sub", ""),
+            claims.get("exp"),
+        )
+        if type(admin) is not bool or not isinstance(subject, str):
+            raise ValueError("admin is not a truth value, or sub not a string")
+        return cls(
+            publish=_patterns(said.get("publish", [])),
+            subscribe=_patterns(said.get("subscribe", [])),
+            admin=admin,
+            user=subject,
+            expires_at=_moment(expires_at),
+        )
+
+
+def selects(patterns: Iterable[str], channel: str) -> bool:
+    """Whether any of `patterns` selects `channel`."""
+    return any(_compiled(pattern).matches(channel) for pattern in patterns)
+
+
+def _moment(said: Any) -> float | None:
+    if said is None:
+        return None
+    try:
+        moment = float(said)
+    except (TypeError, OverflowError) as error:
+        raise ValueError("exp is no number of seconds") from error
+    if not math.isfinite(moment):
+        raise ValueError("exp is no time that comes")
+    return moment
+
+
+def _patterns(said: Any) -> tuple[str, ...]:
+    if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
+        raise ValueError("a grant is not a list of patterns")
+    if len(said) > MAX_PATTERNS:
+        raise ValueError(f"a grant lists {len(said)} patterns")
+    return tuple(one for one in said if _is_pattern(one))
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        _compiled(text)
+    except ValueError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=10_000)
+def _compiled(pattern: str) -> ChannelPattern:
+    return ChannelPattern(pattern)
