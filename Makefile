@@ -30,7 +30,7 @@ run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS=
 # The whole suite is two halves side by side, which mostly wait; a part of it can't reach the coverage
 # of all, so that is not asked of it.
 test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k hub" runs a part
-	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j2 --output-sync=line test-live test-modules)
+	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j2 test-live test-modules)
 
 test-modules: $(DEV_READY)
 	$(SUITE) --cov --ignore tests/live

@@ -247,7 +247,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(service.start)
     app.before_request(origins.check_host)
     app.after_request(harden)
-    register_error_handlers(app)
+    register_error_handlers(app, service.hub)
     for routes in (
         stream_routes(opener, gate, settings.max_channels_per_stream),
         publish_routes(gate, service.uploads, settings.max_event_bytes),

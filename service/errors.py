@@ -106,6 +106,15 @@ class BadBody(BadRequest):
 
     code = "bad_body"
     title = "The request body can't be used"
+    broke_off = False
+    """Whether it ended too early, so that the connection may be the fault."""
+
+    @classmethod
+    def broken_off(cls, detail: str) -> BadBody:
+        """One that ended too early."""
+        error = cls(detail)
+        error.broke_off = True
+        return error
 
 
 class Unauthorized(PushlineError):

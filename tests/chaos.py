@@ -250,6 +250,7 @@ class Chaos:
         self._progress = progress
         self._undo: list[tuple[float, str, Callable[[], object]]] = []
         self._restarts: list[threading.Thread] = []
+        self._replaced: list[LiveService] = []
         self._tell_at = 0.0
         self._told = 0
 
@@ -402,6 +403,9 @@ class Chaos:
         return f"the service on port {old.port}"
 
     def _replace(self, old: LiveService) -> None:
+        if old in self._replaced:
+            return  # on a slow machine the last restart may still be going on
+        self._replaced.append(old)
         try:
             new = self._add_service(ready=False)
             self._note(f"a new service is on port {new.port}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -828,3 +829,23 @@ def test_json_numbers_that_json_has_not(app: Application) -> None:
     """A number too large for JSON is refused, not published as Infinity."""
     response = app.client.post("/publish", data='{"channel": "a", "data": [1e999]}')
     check_problem(response, 400, "bad_body")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/channels/a"), ("POST", "/publish"), ("PUT", "/channels/a")]
+)
+def test_a_body_that_a_drain_cuts_off_is_no_fault_of_the_client(
+    make: Make, method: str, path: str
+) -> None:
+    """A worker that stops reads no more from its connections: whose body had not come is told to
+    publish elsewhere, and only who broke off itself that its body was bad.
+    """
+    app = make()
+    for draining, status, code in ((False, 400, "bad_body"), (True, 503, "draining")):
+        app.service.hub.draining = draining
+        body = io.BytesIO(b"some")
+        cut = {"CONTENT_LENGTH": "10"}
+        response = app.client.open(path, method=method, data=body, environ_overrides=cut)
+        problem = check_problem(response, status, code)
+        assert ("Retry-After" in response.headers) == draining
+        assert method == "POST" or (problem["line"], problem["events"]) == (1, 0)

@@ -66,14 +66,15 @@ def _read(at_most_bytes: int) -> bytes:
 
 @contextmanager
 def breaking_off() -> Iterator[None]:
-    """Turn what reading a body raises, when the client leaves or sends bad chunks, into BadBody."""
+    """Turn what reading raises, when the client leaves or sends bad chunks, into BadBody."""
     try:
         yield
     except (OSError, ValueError, ParseException, ClientDisconnected) as error:
-        raise BadBody(f"the body broke off or is badly chunked: {type(error).__name__}") from error
+        name = type(error).__name__
+        raise BadBody.broken_off(f"the body broke off or is badly chunked: {name}") from error
 
 
 def check_length(count: int, expected: int | None) -> None:
     """Raise BadBody for a body of too few bytes: gunicorn reads such a one without a word."""
     if count < (expected or 0):
-        raise BadBody(f"the body broke off: {count} of {expected} bytes came")
+        raise BadBody.broken_off(f"the body broke off: {count} of {expected} bytes came")

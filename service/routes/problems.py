@@ -10,21 +10,34 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from service.errors import (
+    BadBody,
     BadRequest,
+    Draining,
     NoSuchPage,
     Overloaded,
     PushlineError,
     WrongMethod,
 )
+from service.hub import Hub
 from service.routes.headers import STREAM_TYPE
 from service.sse import encode_retry
 
 log = logging.getLogger("pushline.http")
 
 
-def register_error_handlers(app: Flask) -> None:
+def register_error_handlers(app: Flask, hub: Hub) -> None:
     """Answer every error of `app` with problem+json; nothing is told that isn't the client's."""
+
+    def answer_bad_body(error: BadBody) -> Response:
+        # At the end of a drain no more is read from connections: the client did nothing wrong.
+        if not (error.broke_off and hub.draining):
+            return answer(error)
+        draining = Draining()
+        draining.members = error.members
+        return answer(draining)
+
     app.register_error_handler(PushlineError, answer)
+    app.register_error_handler(BadBody, answer_bad_body)
     app.register_error_handler(HTTPException, _answer_http)
     app.register_error_handler(Exception, _answer_failure)
 
