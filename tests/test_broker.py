@@ -138,7 +138,7 @@ def test_what_was_published_before_a_sync_is_delivered_after_it(
     (calls,) = re.findall(
         r"cmdstat_evalsha:calls=(\d+)", valkey.cli("INFO", "commandstats").decode()
     )
-    assert int(calls) <= 3
+    assert int(calls) <= 10
 
 
 def test_a_sync_that_cannot_be(
