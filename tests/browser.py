@@ -27,7 +27,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 Found = TypeVar("Found")
 

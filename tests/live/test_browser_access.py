@@ -450,7 +450,7 @@ def test_a_closed_stream_stays_closed(service: LiveService, browser: Chrome, cha
     tab.run(
         """
         const {Pushline} = await import("/static/pushline.js");
-        window.asked = {ana: 0, ben: 0};
+        window.asked = {eve: 0, ben: 0};
         for (const [user, token] of Object.entries(tokens)) {
             const address = async () => {
                 asked[user] += 1;
@@ -460,21 +460,21 @@ def test_a_closed_stream_stays_closed(service: LiveService, browser: Chrome, cha
         }
         """,
         channel=channel,
-        tokens={user: token(user, subscribe=[channel]) for user in ("ana", "ben")},
+        tokens={user: token(user, subscribe=[channel]) for user in ("eve", "ben")},
     )
-    tab.wait_open("ana", "ben")
+    tab.wait_open("eve", "ben")
     headers = {"Authorization": f"Bearer {token('root', admin=True)}"}
-    request = Request(f"{service.url}/streams?user=ana", None, headers, method="DELETE")
+    request = Request(f"{service.url}/streams?user=eve", None, headers, method="DELETE")
     with urlopen(request, timeout=10) as answer:
         assert answer.status == 202
-    until(browser, lambda _: tab.log("ana").states[-1] == "ended", "the end")
+    until(browser, lambda _: tab.log("eve").states[-1] == "ended", "the end")
     time.sleep(0.5)  # ten times the delay after which it would open again
-    assert tab.log("ana").ends == ["revoked"]
-    assert tab.log("ana").states == ["connecting", "open", "ended"]
-    assert browser.execute_script("return window.asked") == {"ana": 1, "ben": 1}
+    assert tab.log("eve").ends == ["revoked"]
+    assert tab.log("eve").states == ["connecting", "open", "ended"]
+    assert browser.execute_script("return window.asked") == {"eve": 1, "ben": 1}
     publish(service, channel, "for the others")
     tab.wait_events("ben", "for the others")
-    assert tab.log("ana").events == []
+    assert tab.log("eve").events == []
 
 
 def test_private_events_need_a_grant(service: LiveService, browser: Chrome, public: str) -> None:
