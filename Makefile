@@ -1,5 +1,6 @@
-# Everything that is installed goes to .venv and tests/live/node_modules, once; `make clean` removes it.
-# Debian's packages for the live tests are the exception: `make test` installs them, if root runs it.
+# Everything that is installed goes to .venv, build and two folders node_modules, once; `make clean`
+# removes it. Debian's packages are the exception: `make test` and `make bench-tools` install them, if
+# root runs it.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,19 +11,24 @@ SUITE := PATH="$$PATH:/usr/sbin" $(PYTEST)
 RUN_READY := .venv/.requirements
 DEV_READY := .venv/.requirements-dev
 NODE_READY := tests/live/node_modules/.ready
+PEERS_READY := build/peers/.ready
+PEER_NODE_READY := bench/peers/node_modules/.ready
+PEER_PACKAGES := libnginx-mod-nchan pushpin
+BENCH := PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench
 
 # What the live tests start, each with the Debian package that brings it.
 TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx node:nodejs npm:npm \
-	cc:gcc,libc6-dev
+	cc:gcc,libc6-dev promtool:prometheus
 
 # An environment whose Python has gone, by an upgrade or a move, is made anew and filled again.
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-modules test-live test-long chaos check format clean tools
+.PHONY: bench bench-quick bench-tools check-speed
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS="--port 8001 --workers 2"
 	@exec $(BIN)/python -m service serve $(ARGS)
@@ -46,6 +52,26 @@ chaos: $(DEV_READY) ## break everything for half an hour under load; SECONDS=60 
 	@exec $(BIN)/python -W error -m tests.chaos --seconds $(or $(SECONDS),1800) \
 		--clients $(or $(CLIENTS),1000) $(if $(SEED),--seed $(SEED))
 
+# docs/benchmark.md says what is measured, and how.
+bench: $(DEV_READY) ## compare with other servers, 90 minutes; ARGS="--tests A B --servers Pushline limit"
+	@$(BENCH) $(ARGS)
+
+bench-quick: $(DEV_READY) ## the same in three minutes, small and with few servers
+	@$(BENCH) --size quick $(ARGS)
+
+check-speed: $(DEV_READY) ## fail if Pushline has become 15 % slower; ARGS=--record sets what is normal
+	@$(BIN)/python -m bench.speed $(ARGS)
+
+bench-tools: tools $(PEERS_READY) ## install the servers that Pushline is compared with
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+		apt-get -qq update && \
+		apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends $(PEER_PACKAGES) >/dev/null; \
+	else \
+		echo "SKIPPED: as root, on Debian: apt-get install --no-install-recommends $(PEER_PACKAGES)"; \
+	fi
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(PEER_NODE_READY); fi
+
 check: $(DEV_READY) ## lint, formatting, types, security: looks, changes nothing
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -58,7 +84,7 @@ format: $(DEV_READY) ## format the code and mend what ruff can
 	$(BIN)/python -m ruff format .
 
 clean: ## remove what was installed, caches and reports
-	rm -rf .venv build tests/live/node_modules .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build tests/live/node_modules bench/peers/node_modules .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -75,6 +101,15 @@ $(RUN_READY): requirements.txt | $(BIN)/python
 
 $(DEV_READY): requirements-dev.txt $(RUN_READY)
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(PEERS_READY): bench/peers/requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv build/peers
+	build/peers/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
+$(PEER_NODE_READY): bench/peers/package-lock.json
+	cd bench/peers && npm ci --no-audit --no-fund --no-update-notifier --loglevel=error
 	@touch $@
 
 # Not npm --prefix, which would look for npm's global settings (a company's certificates) there.

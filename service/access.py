@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from service.authorizer import Authorizer
 from service.errors import BadCredential, ExpiredCredential, NotGranted, Unauthorized
+from service.event import EventId
 from service.grants import Grant, selects
 from service.keys import PublishKeys
 from service.revocations import Revocations
@@ -118,9 +119,9 @@ class Access:
         """Whether somebody else may decide by a cookie, whatever it is called."""
         return self._authorizer is not None and "Cookie" in shown.headers
 
-    def revoke(self, user: str) -> None:
-        """What `user` was granted until now opens no stream any more, but for tokens."""
-        self._revocations.note(user, time.time())
+    def revoke(self, user: str, command: EventId) -> None:
+        """What `user` was granted before `command` opens no stream any more, but for tokens."""
+        self._revocations.note(user, command, time.monotonic())
         if self._authorizer is not None:
             self._authorizer.forget(user)
 

@@ -114,6 +114,14 @@ class AccessSettings:
         "how long its answers are remembered; 0: not at all",
     )
 
+    metrics_token: str | None = setting(
+        "METRICS_TOKEN",
+        None,
+        matching(r"[A-Za-z0-9._~+/=-]{16,256}", "16 to 256 of A-Z a-z 0-9 . _ ~ + / = -"),
+        "token that reads `/metrics`; without one it takes a token with the claim admin",
+        secret=True,
+    )
+
     @property
     def has_credentials(self) -> bool:
         """Whether there is any credential that a publisher could show."""

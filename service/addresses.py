@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
 
     `peer` is empty on unix sockets. What isn't an address ends the search: it proves nothing.
     """
+    if not (forwarded_for and trusted):
+        return peer
     address = peer
     for hop in reversed(forwarded_for.split(",")):
         if not _is_trusted(address, trusted):
@@ -37,6 +40,7 @@ def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
     return parsed is not None and any(parsed in network for network in trusted)
 
 
+@functools.lru_cache(maxsize=10_000)
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         parsed = ipaddress.ip_address(text)

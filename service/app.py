@@ -1,213 +1,29 @@
-"""create_app: the only place that wires things together."""
+"""create_app: the application, which lets HTTP reach the service."""
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable
-
-import gevent
-from flask import Flask
+from flask import Flask, request
 from gevent import monkey
 
-from service import sockets
-from service.access import Access
-from service.addresses import StreamLimits
-from service.authorizer import Authorizer
-from service.broker import FOLLOW_SECONDS, Broker
-from service.channels import RedisNames
-from service.control import CONTROL, Close
 from service.errors import ConfigError
-from service.frame import Frame
-from service.grants import Grant
-from service.hub import Hub
-from service.iterator import IteratorOutlet
-from service.keys import PublishKeys
-from service.logs import log_request
-from service.open_streams import OpenStreams
-from service.publishing import Publishing
-from service.rates import RateLimit
-from service.receiver import Receiver
-from service.recent import RecentEvents
-from service.redis_address import RedisAddress
-from service.redis_link import RedisLink
-from service.redis_store import RedisStore
-from service.resume import Resumer
-from service.retention import RetentionRules
-from service.revocations import Revocations
 from service.routes.channels import channel_routes
+from service.routes.front import Front
 from service.routes.gate import Gate
 from service.routes.headers import harden
+from service.routes.metrics import metrics_routes
 from service.routes.openapi import openapi_routes
 from service.routes.openapi_facts import Facts
 from service.routes.origins import Origins
 from service.routes.page import page_routes
-from service.routes.problems import register_error_handlers
-from service.routes.publish import publish_routes
+from service.routes.problems import Problems
+from service.routes.publish import TextPublisher, publish_routes
 from service.routes.status import status_routes
-from service.routes.stream import StreamOpener, stream_routes
+from service.routes.stream import StreamOpener, StreamRoute, preflight_routes
 from service.routes.streams import streams_routes
 from service.routes.tickets import ticket_routes
-from service.routes.uploads import Uploads, upload_routes
+from service.routes.uploads import upload_routes
+from service.service import Service
 from service.settings import Settings
-from service.sse import encode_end, encode_retry
-from service.subscriber import Ending, Subscriber
-from service.tickets import Tickets
-from service.tokens import TokenVerifier
-
-STOP_SECONDS = 0.5
-"""How long the link to Redis may take to end by itself."""
-
-
-class Service:
-    """The parts of one worker's service, and their start and stop."""
-
-    def __init__(self, settings: Settings) -> None:
-        if settings.redis_url is None:
-            raise ConfigError("REDIS_URL is not set: set it to a Redis or Valkey URL")
-        names = RedisNames(settings.channel_prefix)
-        self.drain_seconds = settings.drain_seconds
-        rules = RetentionRules.of_settings(settings)
-        recent = RecentEvents()
-        self.hub = Hub(
-            heartbeat_seconds=settings.heartbeat_seconds,
-            send_timeout_seconds=settings.send_timeout_seconds,
-            retry_milliseconds=settings.retry_milliseconds,
-            recent=recent,
-            obey=self._obey,
-        )
-        make_store = functools.partial(
-            RedisStore,
-            settings.redis_url,
-            names,
-            rules,
-            idempotency_seconds=settings.idempotency_seconds,
-            tls_verify=settings.redis_tls_verify,
-        )
-        self.store = make_store(connections=settings.redis_pool)
-        self.follower_store = make_store(connections=1)
-        connect = functools.partial(
-            RedisLink,
-            RedisAddress.parse(settings.redis_url),
-            names,
-            tls_verify=settings.redis_tls_verify,
-        )
-        self.broker = Broker(
-            self.store,
-            connect,
-            recent,
-            rules.tail_seconds,
-            Receiver(self.hub.deliver, self.hub.advance, self.hub.reset),
-            self.follower_store,
-            always=[CONTROL],
-        )
-        self.resumer = Resumer(
-            self.hub,
-            self.broker,
-            self.store,
-            recent,
-            rules.tail_seconds,
-            replay_events=settings.replay_events,
-            replay_bytes=settings.replay_bytes,
-        )
-        self.access = _access(settings, self.store)
-        self.publishing = Publishing(
-            self.broker.publish, RateLimit(settings.max_publishes_per_second)
-        )
-        self.uploads = Uploads(
-            self.publishing, settings.max_event_bytes, at_once=max(1, settings.redis_pool - 1)
-        )
-        # In local mode all streams come from one address: this machine's.
-        per_address = 0 if settings.local else settings.max_connections_per_ip
-        per_user = settings.max_connections_per_user
-        self.limits = StreamLimits(settings.max_connections, per_address, per_user)
-        self.connects = RateLimit(0 if settings.local else settings.max_connects_per_second_per_ip)
-        self.streams = OpenStreams(self._expire)
-        self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
-        self.iterator = functools.partial(
-            IteratorOutlet, self.ended, self.hub.slow, outbox_bytes=settings.outbox_bytes
-        )
-        self._greenlets: list[gevent.Greenlet[[], None]] = []
-
-    def _make_sockets(self, settings: Settings) -> sockets.Sockets:
-        made = sockets.Sockets(
-            self.ended,
-            self.hub.slow,
-            outbox_bytes=settings.outbox_bytes,
-            send_timeout_seconds=settings.send_timeout_seconds,
-        )
-        self.hub.hold = made.holding
-        return made
-
-    def ended(self, subscriber: Subscriber) -> None:
-        """Give back what an ended stream took, and log it."""
-        self.streams.remove(subscriber)
-        self.hub.detach(subscriber)
-        self.broker.unfollow(subscriber.selection.channels)
-        self.limits.release(subscriber.address, subscriber.user)
-        log_request(
-            address=subscriber.address,
-            method="GET",
-            path="/stream",
-            status=200,
-            sent_bytes=subscriber.sent_bytes,
-            seconds=time.monotonic() - subscriber.opened_at,
-            events=subscriber.events,
-            reason=subscriber.ending.value if subscriber.ending else "",
-            stream=self.streams.name_of(subscriber.number),
-        )
-
-    def close_streams(self, command: Close) -> None:
-        """Close streams on all workers; raises RedisError."""
-        self.broker.publish([command.publication()])
-
-    def _obey(self, frame: Frame) -> None:
-        command = Close.read(frame)
-        if command is None:
-            return
-        if command.user:
-            self.access.revoke(command.user)
-        for subscriber in self.streams.meant_by(command):
-            self._end(subscriber, Ending.REVOKED)
-
-    def _expire(self, subscriber: Subscriber) -> None:
-        self._end(subscriber, Ending.EXPIRED)
-
-    def _end(self, subscriber: Subscriber, ending: Ending) -> None:
-        farewell = encode_end(ending.value) + encode_retry(self.hub.jittered_retry())
-        subscriber.finish(ending, farewell)
-
-    def start(self, failed: Callable[[], None] = lambda: None) -> None:
-        """Start what runs for the worker's life, in the process that serves; once.
-
-        `failed` is called if any of it ends by an error, as the worker is no use then.
-        """
-        if self._greenlets:
-            return
-        bodies = [self.broker.run, self.hub.run, self.streams.run]
-        if self.sockets is not None:
-            bodies.append(self.sockets.run)
-        self._greenlets = [gevent.spawn(body) for body in bodies]
-        for greenlet in self._greenlets:
-            greenlet.link_exception(lambda _: failed())
-
-    def drain(self, window_seconds: float | None = None) -> None:
-        """End all uploads, and all streams over the window (by default DRAIN_SECONDS).
-
-        Returns when there are no streams.
-        """
-        self.uploads.drain()
-        self.hub.drain(self.drain_seconds if window_seconds is None else window_seconds)
-
-    def stop(self) -> None:
-        """Stop what `start` has started, and close Redis."""
-        self.broker.stop()
-        # One that is killed while it connects would leave its socket to the garbage collector.
-        gevent.joinall(self._greenlets[:1], timeout=STOP_SECONDS)
-        gevent.killall(self._greenlets)
-        self._greenlets = []
-        self.store.close()
-        self.follower_store.close()
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -239,53 +55,36 @@ def create_app(settings: Settings | None = None) -> Flask:
         service.limits,
         service.streams,
         service.access.check_current,
+        service.encodings,
         service.sockets,
         service.iterator,
     )
     app = Flask("pushline", static_folder=None)
     app.extensions["pushline"] = service
     app.before_request(service.start)
-    app.before_request(origins.check_host)
+    app.before_request(lambda: origins.check_host(request))
     app.after_request(harden)
-    register_error_handlers(app, service.hub)
+    problems = Problems(service.hub, service.counts.refused)
+    problems.register(app)
     for routes in (
-        stream_routes(opener, gate, settings.max_channels_per_stream),
+        preflight_routes(origins),
         publish_routes(gate, service.uploads, settings.max_event_bytes),
         upload_routes(service.uploads, gate),
         channel_routes(service.store, gate),
         ticket_routes(gate, settings.max_channels_per_stream),
         streams_routes(gate, service.close_streams),
         status_routes(service.hub, service.broker),
+        metrics_routes(gate, service.metrics, settings.metrics_token),
         openapi_routes(Facts.of_settings(settings)),
         page_routes(),
     ):
         app.register_blueprint(routes)
-    return app
-
-
-def _access(settings: Settings, store: RedisStore) -> Access:
-    authorizer = None
-    if settings.authorize_url is not None:
-        authorizer = Authorizer(
-            settings.authorize_url,
-            timeout_seconds=settings.authorize_timeout_seconds,
-            cache_seconds=settings.authorize_cache_seconds,
-        )
-    anybody = None
-    if settings.local or settings.publish_open:
-        anybody = Grant(publish=("*",), admin=settings.local)
-    return Access(
-        keys=PublishKeys(settings.publish_keys),
-        verifier=TokenVerifier.of_settings(settings),
-        tickets=Tickets(store, settings.ticket_seconds),
-        authorizer=authorizer,
-        public=settings.public_patterns,
-        anybody=anybody,
-        # Longer than the oldest ticket or answer that may still count.
-        revocations=Revocations(
-            settings.ticket_seconds
-            + settings.authorize_cache_seconds
-            + settings.authorize_timeout_seconds
-            + FOLLOW_SECONDS
-        ),
+    app.wsgi_app = Front(  # type: ignore[method-assign]  # as Flask's documentation asks
+        app,
+        TextPublisher(gate, settings.max_event_bytes),
+        StreamRoute(opener, gate, settings.max_channels_per_stream),
+        origins,
+        problems,
+        service.start,
     )
+    return app

@@ -11,7 +11,7 @@ import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 
@@ -19,9 +19,9 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from service.endpoint import Endpoint
-from service.errors import CannotAuthorize, NotGranted, PushlineError, Unauthorized
-from service.grants import Grant
-from service.tokens import check_subject
+from service.errors import CannotAuthorize, NotGranted, PushlineError, RedisError, Unauthorized
+from service.event import EventId
+from service.grants import Grant, check_subject
 
 log = logging.getLogger("pushline.authorizer")
 
@@ -54,8 +54,19 @@ class Authorizer:
     what that means, is in docs/security.md.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float, cache_seconds: float) -> None:
-        """An answer counts for `cache_seconds`; raises ConfigError for a bad `url`."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], EventId],
+        timeout_seconds: float,
+        cache_seconds: float,
+    ) -> None:
+        """An answer counts for `cache_seconds`; raises ConfigError for a bad `url`.
+
+        `clock` gives the last id of Redis's clock, or raises RedisError.
+        """
+        self._clock = clock
         self._endpoint = Endpoint(url)
         self._timeout_seconds = timeout_seconds
         self._cache_seconds = cache_seconds
@@ -107,9 +118,9 @@ class Authorizer:
         return answer
 
     def _answer(self, question: _Question) -> Grant | _Refusal:
-        asked_at = time.time()
         try:
             with gevent.Timeout(self._timeout_seconds), self._turns:
+                as_of = self._clock()  # before asking: what is revoked meanwhile isn't known there
                 status, body = self._endpoint.get(question.target, question.headers)
         except gevent.Timeout:
             raise CannotAuthorize("AUTHORIZE_URL did not answer in time") from None
@@ -119,8 +130,10 @@ class Authorizer:
             raise CannotAuthorize("AUTHORIZE_URL did not answer in whole") from error
         except OSError as error:
             raise CannotAuthorize("AUTHORIZE_URL can't be reached") from error
+        except RedisError as error:
+            raise CannotAuthorize(error.detail) from error
         answer = _understood(status, body, question.channels)
-        return dataclasses.replace(answer, as_of=asked_at) if type(answer) is Grant else answer
+        return dataclasses.replace(answer, as_of=as_of) if type(answer) is Grant else answer
 
     # -- what was answered before ----------------------------------------------------------------
 

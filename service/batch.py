@@ -19,29 +19,25 @@ def chunk(data: bytes) -> bytes:
 
 
 class Batch:
-    """Frames joined for one `send`, encoded once for each way of framing."""
+    """Frames joined for one `send`, with room for each of its encodings (encoding.py)."""
 
-    __slots__ = ("_chunked", "fixed", "frames", "plain")
+    __slots__ = ("chunked", "chunked_gzip", "fixed", "frames", "gzip", "plain")
 
     def __init__(self, plain: bytes, frames: Sequence[Frame] = ()) -> None:
         self.plain = plain
         self.frames = frames
         self.fixed = False
-        self._chunked: bytes | None = None
+        self.chunked: bytes | None = None
+        self.gzip: bytes | None = None
+        self.chunked_gzip: bytes | None = None
 
     @classmethod
     def finished(cls, data: bytes) -> Batch:
-        """Bytes that are sent as they are, framed or not, and that no overflow may drop."""
+        """Bytes that are sent as they are, in any encoding, and that no overflow may drop."""
         batch = cls(data)
         batch.fixed = True
-        batch._chunked = data
+        batch.chunked = batch.gzip = batch.chunked_gzip = data
         return batch
-
-    def chunked(self) -> bytes:
-        """The batch as one chunk, made when first asked for."""
-        if self._chunked is None:
-            self._chunked = chunk(self.plain)
-        return self._chunked
 
 
 def joined(frames: Iterable[Frame]) -> Iterator[Batch]:

@@ -15,13 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from service.counts import Counts
 from service.errors import NotFollowing, RedisChanged, RedisError
 from service.event import EventId
 from service.follower import Follower
 from service.following import Following
+from service.group_commit import GroupCommit
 from service.publication import Publication, Receipt
+from service.publish_script import Outcome, receipts
 from service.receiver import Receiver
 from service.recent import RecentEvents
+from service.redis_address import LinkLost
 from service.redis_link import Backoff, RedisLink
 from service.redis_store import RedisStore
 from service.reset import Loss
@@ -47,6 +51,7 @@ class Broker:
         receiver: Receiver,
         follower_store: RedisStore | None = None,
         always: Sequence[str] = (),
+        counts: Counts | None = None,
     ) -> None:
         """With a `follower_store` of its own the follower never waits for publishers.
 
@@ -55,11 +60,14 @@ class Broker:
         self._store = store
         self._receiver = receiver
         self._connect = connect
+        self._counts = counts or Counts()
+        self._always = len(always)
         self._following = Following()
         self._following.add(always)
         self._follower = Follower(
-            follower_store or store, self._following, recent, tail_seconds, receiver
+            follower_store or store, self._following, recent, tail_seconds, receiver, counts
         )
+        self._group = GroupCommit(self._publish_each)
         self._link: RedisLink | None = None
         self._sync_turn = threading.Lock()
         self._syncs_begun = self._syncs_done = 0
@@ -79,18 +87,19 @@ class Broker:
 
         Never repeated, but where Redis says that it took none. Raises as RedisStore.publish does.
         """
+        if len(publications) == 1:
+            return receipts([self._group.publish(publications[0])])
+        return receipts(self._publish_each(publications))
+
+    def _publish_each(self, publications: Sequence[Publication]) -> list[Outcome]:
         follower = self._follower
-        try:
-            return self._store.publish(publications, follower.position, follower.born)
-        except RedisChanged as error:
-            if any(error.published):
-                raise
+        outcomes = self._store.publish_each(publications, follower.position, follower.born)
+        if _all_changed(outcomes):
             self._store.renew()  # these connections lead to an old master, or else the link does
-        try:
-            return self._store.publish(publications, follower.position, follower.born)
-        except RedisChanged:
-            follower.check_soon()
-            raise
+            outcomes = self._store.publish_each(publications, follower.position, follower.born)
+            if _all_changed(outcomes):
+                follower.check_soon()
+        return outcomes
 
     # -- follow --------------------------------------------------------------------------------
 
@@ -164,6 +173,21 @@ class Broker:
         """Whether a living link has caught up and follows everything that it should."""
         return self._caught_up and self._following.all_ready()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a link that has caught up; some new channels may not be ready yet."""
+        return self._caught_up
+
+    @property
+    def channels(self) -> int:
+        """How many channels are followed for streams, or were a moment ago."""
+        return len(self._following) - self._always
+
+    @property
+    def subscriptions(self) -> int:
+        """The streams of each of them, added up."""
+        return self._following.streams - self._always
+
     def answers(self) -> bool:
         """Ask Redis for a sign of life on a command connection; takes up to a second."""
         return self._store.answers()
@@ -175,14 +199,14 @@ class Broker:
             try:
                 self._serve(self._connect(), backoff)
             except (OSError, RedisError) as error:
-                self._lost(str(error))
+                self._lost(str(error), _reason(error))
             except Exception:
                 # Whatever is wrong with one batch, the worker must go on following Redis.
                 log.exception("a message from Redis could not be delivered")
                 with contextlib.suppress(Exception):  # what has failed may fail again
                     position = self._follower.position
                     self._receiver.reset(sorted(self._following), Loss.LOST, None, position)
-                self._lost("delivery failed")
+                self._lost("delivery failed", "error")
             if not self._stopped:
                 time.sleep(backoff.next())
 
@@ -209,8 +233,24 @@ class Broker:
             self._follower.stop()
             link.close()
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: str, reason: str) -> None:
         # One line for each outage, not for each attempt.
         if not self._outage_told and not self._stopped:
-            log.warning("Redis is lost (%s); reconnecting until it is back", why)
+            self._counts.redis_losses[reason] += 1
+            fields = {"reason": reason}
+            message = "Redis is lost (%s); reconnecting until it is back"
+            log.warning(message, why, extra={"fields": fields})
         self._outage_told = True
+
+
+def _all_changed(outcomes: Sequence[Outcome]) -> bool:
+    return all(isinstance(one, RedisChanged) for one in outcomes)
+
+
+def _reason(error: Exception) -> str:
+    """Which of LOST_REASONS (counts.py) an error of the link is."""
+    if isinstance(error, LinkLost):
+        return error.reason
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "eof" if isinstance(error, ConnectionError) else "error"

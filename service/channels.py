@@ -96,15 +96,23 @@ class RedisNames:
 
     def idempotency(self, credential: str, channels: Iterable[str], key: str) -> str:
         """The key of what a credential has published to `channels` under an Idempotency-Key."""
-        # Hashed, as it may hold anything; the slash is what no channel name has.
-        named = credential.encode("utf-8", "surrogatepass")
-        whose = sha256(named).hexdigest()[:16] if credential else ""
+        # The slash is what no channel name has.
+        whose = _hashed(credential)[:16] if credential else ""
         return self._key(f"i:{whose}:{','.join(channels)}/{key}")
 
     def ticket(self, ticket: str) -> str:
         """The key of a ticket's grant."""
         return self._key(f"ticket:{ticket}")
 
+    def closing(self, user: str) -> str:
+        """The key of the last command that has closed the streams of `user`."""
+        return self._key("closing:" + _hashed(user))
+
     def _key(self, name: str) -> str:
         # Keys keep a prefix even where pub/sub channels have none.
         return (self.prefix or "pushline:") + name
+
+
+def _hashed(text: str) -> str:
+    """Stands in a key for what may hold anything."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

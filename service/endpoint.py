@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Sequence
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from service.errors import CannotAuthorize, ConfigError
+from service.setting_rules import split_url
 
 MAX_ANSWER_BYTES = 65_536
 """Size of an answer's body."""
@@ -21,19 +21,15 @@ class Endpoint:
     def __init__(self, url: str) -> None:
         """Raises ConfigError; its message doesn't repeat the URL, which may hold a secret."""
         try:
-            parts = urlsplit(url)
-            name, port = parts.hostname or "", parts.port
-            good = bool(name.encode("idna")) and parts.scheme in ("http", "https")
+            parts = split_url(url, "https", "http")
         except ValueError:
-            good = False
-        if not good or "@" in parts.netloc or not re.fullmatch("[!-~]+", url):
             raise ConfigError(
                 "AUTHORIZE_URL must be a URL with http:// or https:// and a host,"
                 " without user and password"
-            )
+            ) from None
         self.host = parts.netloc
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._address = name, port or (443 if self._tls else 80)
+        self._address = parts.hostname or "", parts.port or (443 if self._tls else 80)
         self._path, self._query = parts.path or "/", parts.query
 
     def target(self, channels: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 
 class PushlineError(Exception):
@@ -25,3 +26,9 @@ class PushlineError(Exception):
         """More members of the problem document (RFC 9457, section 3.2)."""
         if fix is not None:
             self.fix = fix
+
+    def again(self) -> Self:
+        """The same error for somebody else, who may add to it."""
+        other = self.__class__.__new__(self.__class__, *self.args)
+        other.__dict__.update(self.__dict__, members=dict(self.members))
+        return other

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from service.counts import Counts
 from service.event import FIRST_ID, EventId
 from service.following import Following
 from service.frame import FORGET, Frame
@@ -50,6 +51,7 @@ class Follower:
         recent: RecentEvents,
         tail_seconds: Callable[[str], int],
         receiver: Receiver,
+        counts: Counts | None = None,
     ) -> None:
         self.position = FIRST_ID
         self.born = FIRST_ID
@@ -58,7 +60,7 @@ class Follower:
         self._store = store
         self._following = following
         self._recent = recent
-        self._missed = Missed(store, following, recent, tail_seconds, receiver)
+        self._missed = Missed(store, following, recent, tail_seconds, receiver, counts)
         self._receiver = receiver
         self._mark_due: tuple[str, float] | None = None
         self._check_token = ""  # nosec B105 # a mark, no secret
@@ -151,7 +153,8 @@ class Follower:
         if followed.last is None or frame.id <= followed.last:
             return False  # past when the channel began to be followed, or delivered by a replay
         if frame.prev > followed.last:
-            raise LinkLost(f"an event of {channel} before {frame.id} did not come")
+            before = f"an event of {channel} before {frame.id} did not come"
+            raise LinkLost(before, reason="probe")
         followed.last = frame.id
         self.position = max(self.position, frame.id)
         return True
@@ -159,7 +162,7 @@ class Follower:
     def _pass_mark(self, mark: Mark) -> None:
         """All up to the mark has been delivered: tell who waits, and let new channels begin."""
         if mark.born != self.born:
-            raise LinkLost("Redis has lost its data")
+            raise LinkLost("Redis has lost its data", reason="probe")
         if mark.token == self._check_token:
             self._check_tails(mark.id)  # before anybody is told that all has come
         self._move_to(mark.id)
@@ -243,7 +246,7 @@ class Follower:
     def _look_after(self, link: RedisLink) -> None:
         now = time.monotonic()
         if self._mark_due is not None and now > self._mark_due[1]:
-            raise LinkLost("Redis answers, but delivers nothing")
+            raise LinkLost("Redis answers, but delivers nothing", reason="probe")
         if now >= self._sweep_at:
             self._sweep_at = now + 1.0
             done = self._following.drop_done()
@@ -258,7 +261,7 @@ class Follower:
         known = {name: one.last for name, one in self._following.items() if one.last is not None}
         for channel, tail in self._read_tails(list(known)).items():
             if tail.id is not None and known[channel] < tail.id <= position:
-                raise LinkLost(f"the last event of {channel} did not come")
+                raise LinkLost(f"the last event of {channel} did not come", reason="probe")
             followed = self._following.get(channel)
             # So that a tail that expires in a long silence is no loss. One above the mark is of an
             # event still to come, which tells by its `prev` whether any before it is missing.
@@ -268,4 +271,4 @@ class Follower:
 
 def _check_deadline(deadline: float) -> None:
     if time.monotonic() > deadline:
-        raise LinkLost("Redis answers, but delivers nothing")
+        raise LinkLost("Redis answers, but delivers nothing", reason="probe")

@@ -30,9 +30,13 @@ class Followed:
 
 
 class Following:
-    """The followed channels, counted by streams; one lingers when its last stream has left."""
+    """The followed channels, counted by streams; one lingers when its last stream has left.
+
+    `streams` counts each stream once for each of its channels.
+    """
 
     def __init__(self) -> None:
+        self.streams = 0
         self._channels: dict[str, Followed] = {}
         self._idle: set[str] = set()
 
@@ -58,6 +62,7 @@ class Following:
                 self._channels[channel] = Followed()
                 new.append(channel)
             self._channels[channel].streams += 1
+            self.streams += 1
             self._idle.discard(channel)
         return new
 
@@ -66,6 +71,7 @@ class Following:
         for channel in channels:
             followed = self._channels[channel]
             followed.streams -= 1
+            self.streams -= 1
             followed.linger_until = time.monotonic() + LINGER_SECONDS
             if followed.streams == 0:
                 self._idle.add(channel)

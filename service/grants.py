@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.channels import ChannelPattern
+from service.event import EventId
 
 CLAIMS = ("pushline", "mercure")
 """Claims of a token that hold its grant; the first one counts. Mercure's has the same shape."""
 
 MAX_PATTERNS = 1000
 """Patterns that one list of a grant may have."""
+
+MAX_USER_LETTERS = 256
+"""Longest user."""
+
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line separators and halves of surrogate pairs: no user has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +31,8 @@ class Grant:
 
     `user` is whose streams count together. `credential` names the credential itself, without giving
     it away; both are empty where nobody has said who it is. `payer` is whose publishes count
-    together. `expires_at` is in seconds since 1970, and so is `as_of`, when this was granted, where
-    closing the user's streams is to end it too.
+    together. `expires_at` is in seconds since 1970. `as_of` is an id that Redis's clock had already
+    reached when this was granted, where closing the user's streams is to end it too.
     """
 
     publish: tuple[str, ...] = ()
@@ -34,7 +42,7 @@ class Grant:
     credential: str = ""
     expires_at: float | None = None
     payer: str = field(default="", compare=False)
-    as_of: float | None = field(default=None, compare=False)
+    as_of: EventId | None = field(default=None, compare=False)
 
     def may_publish(self, channel: str) -> bool:
         """Whether `channel` may be published to."""
@@ -72,6 +80,12 @@ class Grant:
 def selects(patterns: Iterable[str], channel: str) -> bool:
     """Whether any of `patterns` selects `channel`."""
     return any(_compiled(pattern).matches(channel) for pattern in patterns)
+
+
+def check_subject(user: str) -> None:
+    """Raise ValueError for a user that is too long, or unfit for logs."""
+    if len(user) > MAX_USER_LETTERS or _UNFIT.search(user):
+        raise ValueError("its sub is too long, or has control characters")
 
 
 def _moment(said: Any) -> float | None:

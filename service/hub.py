@@ -13,6 +13,7 @@ from gevent.lock import Semaphore
 
 from service.channel_end import last_frame
 from service.control import CONTROL
+from service.counts import Counts
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.heartbeat import Heartbeat
@@ -57,6 +58,7 @@ class Hub:
         recent: RecentEvents | None = None,
         obey: Callable[[Frame], None] = lambda _: None,
         hold: Callable[[], AbstractContextManager[None]] = nullcontext,
+        counts: Counts | None = None,
     ) -> None:
         self.slow: set[Subscriber] = set()
         self.position: EventId = FIRST_ID
@@ -67,11 +69,12 @@ class Hub:
         self.streams = 0
         self._recent = recent or RecentEvents()
         self._obey = obey
+        self._counts = counts or Counts()
         # A tick earlier, as heartbeats are looked at no more often.
         self._heartbeat = Heartbeat(heartbeat_seconds - TICK_SECONDS)
         self._send_timeout_seconds = send_timeout_seconds
         self._retry_milliseconds = retry_milliseconds
-        self._views: dict[Selection, View] = {}
+        self.views: dict[Selection, View] = {}
         self._views_of: dict[str, set[View]] = {}
         self._fan_out_turn = Semaphore(1)
         self._since_rest = 0.0
@@ -81,9 +84,9 @@ class Hub:
     def attach(self, subscriber: Subscriber, position: EventId) -> None:
         """Let `subscriber` get what is delivered to its selection from now on, above `position`."""
         selection = subscriber.selection
-        view = self._views.get(selection)
+        view = self.views.get(selection)
         if view is None:
-            view = self._views[selection] = View(selection, time.monotonic())
+            view = self.views[selection] = View(selection, time.monotonic())
             view.last_id = self.position_of(selection.channels)
             self._heartbeat.plan(view)
             for channel in selection.channels:
@@ -97,9 +100,9 @@ class Hub:
         if view is None:
             return
         self.streams -= 1
-        if view.subscribers or self._views.get(view.selection) is not view:
+        if view.subscribers or self.views.get(view.selection) is not view:
             return
-        del self._views[view.selection]
+        del self.views[view.selection]
         for channel in view.selection.channels:
             views = self._views_of[channel]
             views.discard(view)
@@ -112,7 +115,7 @@ class Hub:
 
     # -- delivery ------------------------------------------------------------------------------
 
-    def deliver(self, frames: Iterable[tuple[str, Frame]]) -> None:
+    def deliver(self, frames: Sequence[tuple[str, Frame]]) -> None:
         """Send each (channel, frame), in order, to the subscribers of its channel.
 
         Returns when all of it is written or in outboxes, and the worker has had as long for its
@@ -122,6 +125,9 @@ class Hub:
             # Collected inside the turn: no heartbeat may tell a position whose events still wait.
             touched = self._collect(frames)
             own_seconds = self._fan_out(chain.from_iterable(view.take() for view in touched))
+        self._counts.received += len(frames)
+        if touched:
+            self._counts.note_pass(frames[0][1].id, own_seconds)
         for view in touched:
             self._heartbeat.plan(view)
             if self._recent.all_ended(view.selection.channels):
@@ -149,7 +155,7 @@ class Hub:
             for view in self._views_of.get(channel, ()):
                 if view.collect(frame):
                     touched[view] = None
-                elif _is_late(frame, view):
+                elif view.is_late(frame):
                     # As good as lost: say so.
                     view.push(self._reset_frame(view, [channel], Loss.LOST))
                     touched[view] = None
@@ -191,7 +197,7 @@ class Hub:
         lost = set(channels)
         with self._fan_out_turn:
             touched = []
-            for view in self._views.values():
+            for view in self.views.values():
                 concerned = [one for one in view.selection.channels if one in lost]
                 if concerned:
                     least = until if len(concerned) == len(view.selection.channels) else FIRST_ID
@@ -207,21 +213,25 @@ class Hub:
         oldest: EventId | None = None,
         least: EventId = FIRST_ID,
     ) -> Frame:
+        self._counts.resets[loss.value] += len(view.subscribers)
         position = max(self.position_of(view.selection.channels), least)
         return reset_frame(position, channels, loss, oldest)
 
     def _fan_out(self, work: Iterable[Share]) -> float:
         """Write batches to their receivers; returns the seconds spent here alone."""
-        clock = time.perf_counter
+        clock, counts = time.perf_counter, self._counts
         spent = 0.0
         started = clock()
         countdown = SLICE_WRITES
         with self.hold():
             for batch, receivers, more in work:
+                counts.events += len(batch.frames) * len(receivers)
+                counts.sent_bytes += len(batch.plain) * len(receivers)
+                countdown -= len(batch.plain) >> 10  # compressing 1 KiB takes as long as a write
                 for subscriber in receivers:
                     subscriber.offer(batch, more)
                     countdown -= 1
-                    if countdown == 0:
+                    if countdown <= 0:
                         countdown = SLICE_WRITES
                         used = clock() - started
                         if used > SLICE_SECONDS:
@@ -247,7 +257,7 @@ class Hub:
 
     def beat(self, now: float) -> None:
         """Send a heartbeat to each view that was quiet for long enough."""
-        due = [view for view in self._views.values() if view.heartbeat_at <= now]
+        due = [view for view in self.views.values() if view.heartbeat_at <= now]
         for view in due:
             self._end_if_over(view)
         for start in range(0, len(due), SLICE_WRITES):
@@ -275,7 +285,7 @@ class Hub:
         Returns when none is left, at most FLUSH_SECONDS after the window.
         """
         self.draining = True
-        subscribers = [one for view in self._views.values() for one in view.subscribers]
+        subscribers = [one for view in self.views.values() for one in view.subscribers]
         random.shuffle(subscribers)
         started = time.monotonic()
         for number, subscriber in enumerate(subscribers):
@@ -288,10 +298,3 @@ class Hub:
             gevent.sleep(0.02)
         for subscriber in subscribers:
             subscriber.end(Ending.DRAINED)
-
-
-def _is_late(frame: Frame, view: View) -> bool:
-    """Whether a stored event that `view` selects has come too late to be in order."""
-    if frame.prev is None or frame.id is None or frame.id >= view.last_id:
-        return False
-    return view.selection.selects(frame)

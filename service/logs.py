@@ -17,6 +17,8 @@ access = logging.getLogger("pushline.access")
 LOGGED = "pushline.logged"
 """In a request's environ: set when the service writes the access line itself."""
 
+_as_json = json.JSONEncoder(default=str).encode
+
 _QUERY = re.compile(r"\?\S*")
 
 
@@ -63,7 +65,7 @@ class LineFormatter(logging.Formatter):
         moment += f".{int(record.msecs):03d}Z"
         if self._as_json:
             line = {"time": moment, "level": record.levelname.lower(), "logger": record.name}
-            return json.dumps({**line, "message": message, **fields}, default=str)
+            return _as_json({**line, "message": message, **fields})
         return _readable(moment, record.levelname, message, fields)
 
 
@@ -81,6 +83,12 @@ def _escaped(line: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def _leave_out_what_no_line_has() -> None:
+    """Half of the time of a line, as logging's documentation says under "Optimization"."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
 class ServiceLogger(Logger):
     """gunicorn's logger with our lines on standard error, whatever its own format settings say."""
 
@@ -89,6 +97,7 @@ class ServiceLogger(Logger):
     def setup(self, cfg: Any) -> None:
         """Set gunicorn's and our own loggers up; runs again when the configuration is reloaded."""
         super().setup(cfg)
+        _leave_out_what_no_line_has()
         formatter = LineFormatter(as_json=self.as_json)
         for handler in self.error_log.handlers:
             handler.setFormatter(formatter)

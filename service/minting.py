@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from service.access_settings import AccessSettings
+from service.durations import seconds_of
 from service.errors import ConfigError
+from service.grants import check_subject
 from service.setting_rules import ALGORITHMS, channel_pattern
 from service.token_keys import TokenKey
-from service.tokens import MAX_TOKEN_CHARACTERS, check_subject
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+from service.tokens import MAX_TOKEN_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +89,13 @@ def _checked_pattern(text: str) -> str:
 
 
 def _seconds(lifetime: str) -> int:
-    match = re.fullmatch(r"(\d{1,6})([smhd])", lifetime, re.ASCII)
-    if match is None or not int(match[1]):
+    try:
+        seconds = seconds_of(lifetime)
+    except ValueError:
+        seconds = 0
+    if not seconds:
         raise ConfigError(f"--expires={lifetime!r} can't be used: it takes 30s, 15m, 1h or 7d")
-    return int(match[1]) * _UNITS[match[2]]
+    return seconds
 
 
 def _secret(settings: AccessSettings) -> tuple[bytes, TokenKey]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from service.counts import Counts
 from service.event import EventId
 from service.following import Following
 from service.marks import Mark
@@ -27,12 +28,14 @@ class Missed:
         recent: RecentEvents,
         tail_seconds: Callable[[str], int],
         receiver: Receiver,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._following = following
         self._recent = recent
         self._tail_seconds = tail_seconds
         self._receiver = receiver
+        self._counts = counts or Counts()
 
     def deliver(self, mark: Mark, move_to: Callable[[EventId], None]) -> None:
         """Deliver what is stored above the last events delivered, up to the mark.
@@ -47,6 +50,7 @@ class Missed:
         told = {channel: Loss.UNKNOWN for channel, last in missed.items() if last > mark.id}
         kept = {channel: last for channel, last in missed.items() if channel not in told}
         replay = Replay(self._store, kept, mark.born, self._tail_seconds, until=mark.id)
+        filled = 0
         for page in replay.pages():
             # Before any event with an id above what is missing: a client that leaves in between
             # would come back with a cursor from which on all is there.
@@ -54,8 +58,11 @@ class Missed:
                 self._tell(_without(replay.lost, told), replay.oldest, mark.id)
                 told.update(replay.lost)
             self._receiver.deliver(page)
+            filled += len(page)
             for channel, frame in page:
                 self._set_last(channel, frame.id)  # so that a failure in the middle repeats nothing
+        self._counts.gaps += filled > 0
+        self._counts.gap_filled += filled
         for channel in missed:
             self._set_last(channel, mark.id)
         move_to(mark.id)

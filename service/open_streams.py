@@ -10,10 +10,18 @@ from collections.abc import Callable
 import gevent
 
 from service.control import Close
+from service.counts import Counts
+from service.event import EventId
 from service.subscriber import Subscriber
 
 TICK_SECONDS = 0.5
 """How often it is looked whose time is over."""
+
+LATE_SECONDS = 5.0
+"""A command that is not older closes all: no stream can have been opened since."""
+
+SKEW_SECONDS = 1.0
+"""How far the clocks of two masters of one Redis may differ: a failover must not save streams."""
 
 
 class OpenStreams:
@@ -22,11 +30,20 @@ class OpenStreams:
     `expired` is called with each one whose `expires_at`, in seconds since 1970, is over.
     """
 
-    def __init__(self, expired: Callable[[Subscriber], None]) -> None:
+    def __init__(
+        self,
+        expired: Callable[[Subscriber], None],
+        redis_seconds_at: Callable[[float], float],
+        counts: Counts | None = None,
+    ) -> None:
+        """`redis_seconds_at` tells what Redis's clock has shown at a monotonic moment, or less."""
         self._expired = expired
+        self._redis_seconds_at = redis_seconds_at
+        self._counts = counts or Counts()
         self._worker = secrets.token_hex(4)
         self._opened = 0
-        self._streams: set[Subscriber] = set()
+        self._streams: dict[Subscriber, float] = {}
+        """Each with what Redis's clock had shown when it opened, as it was told then, or less."""
         self._by_second: dict[int, set[Subscriber]] = {}
 
     def __len__(self) -> int:
@@ -43,14 +60,17 @@ class OpenStreams:
 
     def add(self, subscriber: Subscriber) -> None:
         """A stream has opened."""
-        self._streams.add(subscriber)
+        self._counts.opened += 1
+        self._streams[subscriber] = self._redis_seconds_at(subscriber.opened_at)
         if subscriber.expires_at is not None:
             second = math.ceil(subscriber.expires_at)
             self._by_second.setdefault(second, set()).add(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
         """A stream has ended."""
-        self._streams.discard(subscriber)
+        if subscriber.ending is not None:
+            self._counts.closed[subscriber.ending.value] += 1
+        self._streams.pop(subscriber, None)
         if subscriber.expires_at is not None:
             second = math.ceil(subscriber.expires_at)
             others = self._by_second.get(second, set())
@@ -67,9 +87,28 @@ class OpenStreams:
         """The stream of this name, if it is here."""
         return [one for one in self._streams if self.name_of(one.number) == name]
 
-    def meant_by(self, command: Close) -> list[Subscriber]:
-        """The streams that a command is to close."""
-        return self.of_user(command.user) if command.user else self.named(command.stream)
+    def meant_by(self, command: Close, given: EventId) -> list[Subscriber]:
+        """The streams that a command is to close, which was given as the event of that id.
+
+        A worker that was cut off gets it late, and the user may have been let in anew since.
+        """
+        if not command.user:
+            return self.named(command.stream)
+        return [one for one in self.of_user(command.user) if not self._is_later(one, given)]
+
+    def _is_later(self, subscriber: Subscriber, given: EventId) -> bool:
+        """Whether it is certain that this stream wasn't there yet, by Redis's clock alone.
+
+        A grant from before the command ends with it, whenever the stream was opened.
+        """
+        if subscriber.as_of is not None:
+            return subscriber.as_of >= given
+        command = given.milliseconds / 1000
+        if self._redis_seconds_at(time.monotonic()) < command + LATE_SECONDS:
+            return False
+        # As told then and as told now: that clock may have been set, or this machine suspended.
+        opened = min(self._streams[subscriber], self._redis_seconds_at(subscriber.opened_at))
+        return opened > command + SKEW_SECONDS
 
     def run(self) -> None:
         """End the streams whose time is over, for ever; the body of one greenlet."""

@@ -41,8 +41,8 @@ def thinned(
     """What remains of `waiting`, whole pieces that none has been sent of.
 
     DROP_OLDEST drops from the front until it is small enough. CONFLATE drops all, and keeps the
-    newest frame of each event name. Both put a `$reset` where something was dropped. `framed`
-    gives the bytes of a batch as the stream is to get them.
+    newest frame of each event name, as far as half of that holds them. Both put a `$reset` where
+    something was dropped. `framed` gives the bytes of a batch as the stream is to get them.
     """
     rest = list(waiting)
     dropped = _drop(rest, at_most_bytes if policy is Overflow.DROP_OLDEST else -1)
@@ -50,7 +50,7 @@ def thinned(
     if not frames:
         return rest  # no event was dropped, at most heartbeats
     if policy is Overflow.CONFLATE:
-        new = [_skipped(None, channels), *joined(_newest_of_each_name(frames))]
+        new = [_skipped(None, channels), *joined(_newest_of_each_name(frames, at_most_bytes // 2))]
     else:
         ids = [frame.id for frame in frames if frame.id is not None]
         new = [_skipped(max(ids, default=None), channels)]
@@ -66,13 +66,19 @@ def _drop(rest: list[Piece], at_most_bytes: int) -> list[Piece]:
     return dropped
 
 
-def _newest_of_each_name(frames: Sequence[Frame]) -> list[Frame]:
+def _newest_of_each_name(frames: Sequence[Frame], at_most_bytes: int) -> list[Frame]:
     newest: dict[str, Frame] = {}
     for frame in frames:
         newest.pop(frame.name, None)  # so that the order is that of the newest ones
         if frame.name != RESET:
             newest[frame.name] = frame
-    return list(newest.values())
+    kept: list[Frame] = []
+    for frame in reversed(newest.values()):
+        at_most_bytes -= len(frame.data)
+        if kept and at_most_bytes < 0:
+            break
+        kept.append(frame)
+    return kept[::-1]
 
 
 def _skipped(position: EventId | None, channels: Sequence[str]) -> Batch:

@@ -1,34 +1,49 @@
--- Publishes one event to its channels under one id: idempotency, next id, history, PUBLISH of the
--- finished frame. All or nothing.
+-- Publishes events, each to its channels under one id: idempotency, next id, history, PUBLISH of the
+-- finished frame. Each has an outcome of its own; they share one look at the clock and the tails.
 --
 -- KEYS[1]  the clock: a hash; `id` is the last id given out, `born` the one from which this data
 --          set vouches for completeness
--- KEYS[2]  the idempotency record, or ''
--- KEYS[3+] for each channel two: its history, a stream, and its tail, a hash in which `id` is the
---          id of the last stored event and `ended` is set once the channel is finished
+-- KEYS[2+] for each channel two: its history, a stream, and its tail, a hash in which `id` is the id
+--          of the last stored event and `ended` is set once the channel is finished; after them
+--          the idempotency records
 -- ARGV[1]  floor: the highest id the caller has seen
 -- ARGV[2]  `born` of the data set that the caller follows, or ''
--- ARGV[3]  the event's name, or ''
--- ARGV[4]  what stands before the id line of the frame
--- ARGV[5]  what stands after it
--- ARGV[6]  seconds after which a replay skips the event, or ''
--- ARGV[7]  hash of all fields, for the idempotency record
--- ARGV[8]  seconds that the idempotency record lives
--- ARGV[9]  1 if this is the channels' last event, else 0
--- ARGV[10] the channels, with commas between, if only streams with a grant for one may get it; or ''
--- ARGV[11+] for each channel four: its Redis pub/sub channel, how many events it keeps (0: this one
---          is not stored), for how many seconds, and how many its tail lives
--- Returns the id and 1 if it is an earlier call's. Errors: CHANGED, CONFLICT, ENDED <place of the
--- channel>.
+-- ARGV[3]  seconds that idempotency records live
+-- ARGV[4]  how many channels there are
+-- ARGV[5]  how many events there are
+-- ARGV[6+] for each channel four:
+--   1 its Redis pub/sub channel
+--   2 how many events it keeps; 0 for none
+--   3 for how many seconds
+--   4 how many its tail lives
+-- after them for each event nine:
+--   1 the numbers of its channels, from 1, with spaces between
+--   2 'store', 'live' (it is not stored), or 'end' (it is stored, and the last of its channels)
+--   3 its name, or ''
+--   4 what stands before the id line of the frame
+--   5 what stands after it
+--   6 seconds after which a replay skips it, or ''
+--   7 the names of its channels, with commas between, if only streams with a grant for one may get
+--     it; or ''
+--   8 the number of its idempotency record among the keys, or ''
+--   9 hash of all fields, for that record
+-- Error: CHANGED, or what Redis says when it writes nothing at all, as out of memory.
+-- Returns for each event its id, '=' and the id of the earlier call that had published it, or '-'
+-- and an error: CONFLICT, ENDED <place of the channel>, or what Redis said.
 --
 -- Ids increase strictly over all channels, also when the machine's clock goes back; a floor more
 -- than a day ahead of it is ignored, as it can only be a mistake.
 
 local DAY = 86400000
+local CHANNEL_ARGUMENTS, EVENT_ARGUMENTS = 4, 9
 
 local function parse(id)
   local milliseconds, sequence = string.match(id or '', '^(%d+)-(%d+)$')
   return tonumber(milliseconds) or 0, tonumber(sequence) or 0
+end
+
+local function format(milliseconds, sequence)
+  return string.format('%.0f-%.0f', milliseconds, sequence)
 end
 
 local function later(a, b)
@@ -39,76 +54,138 @@ local function later(a, b)
 end
 
 local clock = redis.call('HMGET', KEYS[1], 'id', 'born')
+local before, born = clock[1], clock[2]
 -- An old master that doesn't know yet that it is none any more would take what nobody will get.
-if ARGV[2] ~= '' and clock[2] and clock[2] ~= ARGV[2] then return redis.error_reply('CHANGED') end
-if KEYS[2] ~= '' then
-  local stored = redis.call('HMGET', KEYS[2], 'id', 'hash')
-  if stored[1] and stored[2] ~= ARGV[7] then return redis.error_reply('CONFLICT') end
-  if stored[1] then return {stored[1], 1} end
-end
-for i = 3, #KEYS, 2 do
-  if redis.call('HEXISTS', KEYS[i + 1], 'ended') == 1 then
-    return redis.error_reply('ENDED ' .. (i - 3) / 2)
-  end
-end
+if ARGV[2] ~= '' and born and born ~= ARGV[2] then return redis.error_reply('CHANGED') end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local last, sequence = parse(clock[1])
+local last, sequence = parse(before)
 local floor, floor_sequence = parse(ARGV[1])
 local behind = floor > last or (floor == last and floor_sequence > sequence)
 if floor > now + DAY then behind = false end
 if behind then last, sequence = floor, floor_sequence end
-if now > last then
-  last, sequence = now, 0
-else
-  sequence = sequence + 1
+
+local reserved = false
+local refusal -- what Redis says when it writes nothing at all, as out of memory
+
+local function write_clock(...)
+  local answer = redis.pcall('HSET', KEYS[1], ...)
+  if type(answer) == 'table' then
+    refusal = answer
+    error(answer.err)
+  end
 end
-local id = string.format('%.0f-%.0f', last, sequence)
-redis.call('HSET', KEYS[1], 'id', id)
-local born = clock[2]
-if not born or behind then
-  born = id -- a new data set, or one that has lost what the caller saw: nothing before is vouched for
-  redis.call('HSET', KEYS[1], 'born', born)
+
+-- The first id reserves one for each event that is left: the clock must never be behind what went out.
+local function next_id(left)
+  if now > last then
+    last, sequence = now, 0
+  else
+    sequence = sequence + 1
+  end
+  local id = format(last, sequence)
+  if not reserved then
+    -- A new data set, or one that has lost what the caller saw: nothing before is vouched for.
+    if not born or behind then born = id end
+    write_clock('id', format(last, sequence + left - 1), 'born', born)
+    reserved = true
+  end
+  return id
+end
+
+local channels = {}
+for number = 1, tonumber(ARGV[4]) do
+  local argument = 6 + (number - 1) * CHANNEL_ARGUMENTS
+  channels[number] = {history = KEYS[2 * number], tail = KEYS[2 * number + 1],
+    pubsub = ARGV[argument], keep = tonumber(ARGV[argument + 1]),
+    seconds = ARGV[argument + 2], tail_seconds = ARGV[argument + 3]}
+end
+
+local function channels_of(numbers)
+  local found = {}
+  for number in string.gmatch(numbers, '%d+') do
+    local channel = channels[tonumber(number)]
+    if not channel.known then
+      local stored = redis.call('HMGET', channel.tail, 'id', 'ended')
+      channel.last, channel.ended, channel.known = stored[1], stored[2], true
+    end
+    found[#found + 1] = channel
+  end
+  return found
 end
 
 -- The stored event before the next one: the tail knows it, else the history, else time proves that
 -- there is none after the id returned. That is never beyond the clock, where a reader may have been
 -- waiting since before a long silence.
-local function previous(history, tail, tail_seconds)
-  local stored = redis.call('HGET', tail, 'id')
-  if stored then return stored end
-  local newest = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)
+local function previous(channel)
+  if channel.last then return channel.last end
+  local newest = redis.call('XREVRANGE', channel.history, '+', '-', 'COUNT', 1)
   if newest[1] then return newest[1][1] end
-  local forgotten = string.format('%.0f-0', now - tail_seconds * 1000)
-  if clock[1] and later(forgotten, clock[1]) == forgotten then forgotten = clock[1] end
+  local forgotten = format(now - channel.tail_seconds * 1000, 0)
+  if before and later(forgotten, before) == forgotten then forgotten = before end
   return later(born, forgotten)
 end
 
-local frame = ARGV[4] .. 'id: ' .. id .. '\n' .. ARGV[5]
-local deadline = ARGV[6] ~= '' and string.format('%.0f', now + ARGV[6] * 1000) or ''
-local flags = ARGV[10] ~= '' and '!' .. ARGV[10] or ''
-for i = 11, #ARGV, 4 do
-  local history, tail = KEYS[3 + (i - 11) / 2], KEYS[4 + (i - 11) / 2]
-  local keep, seconds, tail_seconds = tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
-  local prev = '-'
-  if keep > 0 then
-    prev = previous(history, tail, tail_seconds)
-    redis.call('XADD', history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', ARGV[3],
-      'frame', frame, 'deadline', deadline, 'private', ARGV[10])
-    redis.call('EXPIRE', history, seconds)
-    redis.call('HSET', tail, 'id', id)
-    redis.call('EXPIRE', tail, tail_seconds)
-    if deadline ~= '' then prev = prev .. '/' .. deadline end
+local function store(channel, id, keep, name, frame, deadline, private)
+  local prev = previous(channel)
+  redis.call('XADD', channel.history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', name,
+    'frame', frame, 'deadline', deadline, 'private', private)
+  channel.last, channel.stored = id, id
+  return deadline ~= '' and prev .. '/' .. deadline or prev
+end
+
+-- `first` is the event's first argument, `left` how many events there are from it on.
+local function publish(first, left)
+  local numbers, kind, name, head, body, seconds, private, record, hash =
+    unpack(ARGV, first, first + EVENT_ARGUMENTS - 1)
+  record = KEYS[tonumber(record)]
+  if record then
+    local stored = redis.call('HMGET', record, 'id', 'hash')
+    if stored[1] and stored[2] ~= hash then return '-CONFLICT' end
+    if stored[1] then return '=' .. stored[1] end
   end
-  if ARGV[9] == '1' then redis.call('HSET', tail, 'ended', id) end
-  -- Who has one copy must know that others are on the way.
-  local more = i + 4 <= #ARGV and '+' or ''
-  redis.call('PUBLISH', ARGV[i],
-    '\255P1 ' .. id .. ' ' .. prev .. more .. flags .. ' ' .. ARGV[3] .. '\n' .. frame)
+  local to = channels_of(numbers)
+  for place, channel in ipairs(to) do
+    if channel.ended then return '-ENDED ' .. place - 1 end
+  end
+  local id = next_id(left)
+  local frame = head .. 'id: ' .. id .. '\n' .. body
+  local deadline = seconds ~= '' and string.format('%.0f', now + seconds * 1000) or ''
+  local flags = private ~= '' and '!' .. private or ''
+  for place, channel in ipairs(to) do
+    -- A channel's end is always stored: those who come later must learn of it.
+    local keep = kind == 'live' and 0 or math.max(channel.keep, kind == 'end' and 1 or 0)
+    local link = '-'
+    if keep > 0 then link = store(channel, id, keep, name, frame, deadline, private) end
+    if kind == 'end' then channel.ended, channel.ends = id, id end
+    -- Who has one copy must know that others are on the way.
+    local more = place < #to and '+' or ''
+    redis.call('PUBLISH', channel.pubsub,
+      '\255P1 ' .. id .. ' ' .. link .. more .. flags .. ' ' .. name .. '\n' .. frame)
+  end
+  if record then
+    redis.call('HSET', record, 'id', id, 'hash', hash)
+    redis.call('EXPIRE', record, ARGV[3])
+  end
+  return id
 end
-if KEYS[2] ~= '' then
-  redis.call('HSET', KEYS[2], 'id', id, 'hash', ARGV[7])
-  redis.call('EXPIRE', KEYS[2], ARGV[8])
+
+local outcomes = {}
+local events = tonumber(ARGV[5])
+for place = 1, events do
+  local first = 6 + #channels * CHANNEL_ARGUMENTS + (place - 1) * EVENT_ARGUMENTS
+  local done, outcome = pcall(publish, first, events - place + 1)
+  if refusal then return refusal end
+  if not done then outcome = '-' .. (type(outcome) == 'table' and outcome.err or outcome) end
+  outcomes[place] = outcome
 end
-return {id, 0}
+for _, channel in ipairs(channels) do
+  if channel.stored then
+    redis.call('HSET', channel.tail, 'id', channel.stored)
+    if channel.ends then redis.call('HSET', channel.tail, 'ended', channel.ends) end
+    redis.call('EXPIRE', channel.history, channel.seconds)
+    redis.call('EXPIRE', channel.tail, channel.tail_seconds)
+  end
+end
+return outcomes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from service.event import EventId
@@ -18,6 +18,6 @@ class Receiver(NamedTuple):
     the id up to which none of them comes any more.
     """
 
-    deliver: Callable[[Iterable[tuple[str, Frame]]], None]
+    deliver: Callable[[Sequence[tuple[str, Frame]]], None]
     advance: Callable[[EventId], None]
     reset: Callable[[Sequence[str], Loss, EventId | None, EventId], None]

@@ -25,7 +25,14 @@ _MASTER = re.compile(rb"\*2\r\n\$\d+\r\n(?P<host>[^\r\n]+)\r\n\$\d+\r\n(?P<port>
 
 
 class LinkLost(OSError):
-    """A connection to Redis is unusable, or can't be had; the message says why."""
+    """A connection to Redis is unusable, or can't be had; the message says why.
+
+    `reason` is one of LOST_REASONS (counts.py).
+    """
+
+    def __init__(self, why: str = "", *, reason: str = "error") -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,13 +161,14 @@ class RedisLink:
         # Into one buffer: a new one of this size for each read costs 20 µs.
         size = self._socket.recv_into(self._buffer)
         if not size:
-            raise LinkLost("Redis closed the connection")
+            raise LinkLost("Redis closed the connection", reason="eof")
         self._reader.feed(memoryview(self._buffer)[:size])  # type: ignore[arg-type]  # it takes any
 
     def _count_silence(self) -> None:
         self._silent_ticks += 1
         if self._silent_ticks >= DEAD_AFTER_TICKS:
-            raise LinkLost(f"Redis is silent for {DEAD_AFTER_TICKS * TICK_SECONDS:.0f} s")
+            silence = f"Redis is silent for {DEAD_AFTER_TICKS * TICK_SECONDS:.0f} s"
+            raise LinkLost(silence, reason="timeout")
         if self._silent_ticks == PING_AFTER_TICKS:
             self._send(("PING",))
 

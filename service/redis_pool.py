@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha1
+from itertools import zip_longest
 from typing import Any
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionInterface
@@ -18,13 +20,16 @@ from service.redis_address import RedisAddress
 from service.redis_replies import refusal
 
 CONNECT_SECONDS = 1.0
-"""How long connecting may take; with the two below, a publish fails within 3 s."""
+"""How long connecting may take; with the two below, a call fails within 3 s."""
 
 REPLY_SECONDS = 1.5
 """How long a reply may take."""
 
 POOL_SECONDS = 0.5
 """How long a command waits for a free connection."""
+
+SEND_BYTES = 8_192
+"""Commands are sent as soon as they are this much."""
 
 Command = tuple[Any, ...]
 
@@ -52,7 +57,7 @@ class RedisPool:
         self._pool = self._make_pool(url, connections, tls_verify)
         self._renewals = 0
 
-    def run(self, commands: Sequence[Command]) -> list[Any]:
+    def run(self, commands: Iterable[Command]) -> list[Any]:
         """Send `commands` together; returns their replies, refusals among them as exceptions.
 
         Raises RedisDown, RedisPoolBusy, RedisRefused, and Unanswered.
@@ -60,13 +65,16 @@ class RedisPool:
         connection = self._connection()
         renewals = self._renewals
         replies: list[Any] = []
+        sent = 0
         try:
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            for _ in commands:
+            for data, count in _packed(commands):
+                sent += count
+                connection.send_packed_command([data], check_health=False)
+            for _ in range(sent):
                 replies.append(_reply(connection))
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             connection.disconnect()
-            raise Unanswered([*replies, *[None] * (len(commands) - len(replies))]) from error
+            raise Unanswered([*replies, *[None] * (sent - len(replies))]) from error
         except BaseException:
             connection.disconnect()
             raise
@@ -77,9 +85,10 @@ class RedisPool:
         finally:
             self._pool.release(connection)
 
-    def run_scripts(self, commands: Sequence[Command]) -> list[Any]:
+    def run_scripts(self, calls: Iterable[Command]) -> list[Any]:
         """As `run`, for calls of the scripts, which are loaded again if they are gone."""
-        replies = self.run(commands)
+        commands: list[Command] = []
+        replies = self.run(_kept(calls, commands))
         missing = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missing:
             # Somebody flushed the scripts; none of these ran, so running them now is no repeat.
@@ -95,7 +104,7 @@ class RedisPool:
         self, replies: Sequence[Any], missing: Sequence[int], again: Sequence[Any]
     ) -> list[Any]:
         filled = list(replies)
-        for n, reply in zip(missing, again[len(self._loads) :], strict=True):
+        for n, reply in zip_longest(missing, again[len(self._loads) :]):
             filled[n] = reply
         return filled
 
@@ -159,8 +168,9 @@ class RedisPool:
 
     def _prepare(self, connection: ConnectionInterface) -> None:
         connection.on_connect()
-        for load in self._loads:
-            connection.send_command(*load)
+        for data, _ in _packed(self._loads):
+            connection.send_packed_command([data], check_health=False)
+        for _ in self._loads:
             connection.read_response()
 
 
@@ -178,6 +188,26 @@ class _MasterConnection(redis.Connection):
 
 class _SecureMasterConnection(_MasterConnection, redis.SSLConnection):
     """The same over TLS."""
+
+
+def _packed(commands: Iterable[Command]) -> Iterator[tuple[bytes, int]]:
+    """What to send, and how many commands it is: Redis works on the first while others are made."""
+    pieces: list[bytes] = []
+    size = 0
+    for command in commands:
+        pieces.append(hiredis.pack_command(command))
+        size += len(pieces[-1])
+        if size >= SEND_BYTES:
+            yield b"".join(pieces), len(pieces)
+            pieces, size = [], 0
+    if pieces:
+        yield b"".join(pieces), len(pieces)
+
+
+def _kept(calls: Iterable[Command], kept: list[Command]) -> Iterator[Command]:
+    for call in calls:
+        kept.append(call)
+        yield call
 
 
 def _sha1(text: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError
@@ -35,11 +34,6 @@ class Tail(NamedTuple):
     id: EventId | None
     ended: EventId | None
     forgotten: EventId | None = None
-
-
-def published_ids(replies: Sequence[Any]) -> list[str | None]:
-    """Of what publish.lua replied, the id of each event that went out, None for each other."""
-    return [reply[0].decode() if type(reply) is list and reply else None for reply in replies]
 
 
 def checked(replies: list[Any]) -> list[Any]:
@@ -86,8 +80,8 @@ _REFUSALS = (
 )
 
 
-def refusal(error: Exception, publication: Publication | None = None) -> PushlineError:
-    """The answer to an error reply: Redis took nothing."""
+def refusal(error: Exception | str, publication: Publication | None = None) -> PushlineError:
+    """The answer to an error, or its text: Redis took nothing, or not all of it."""
     text = str(error)
     if text.startswith("CONFLICT"):
         return IdempotencyConflict()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import chain
 
 from service.channels import RedisNames
+from service.errors import RedisError
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.publication import Publication, Receipt
+from service.publish_script import Outcome, PublishScript, outcomes, receipts, shares
 from service.redis_pool import Command, RedisPool, Unanswered
 from service.redis_replies import (
     Clock,
@@ -17,14 +22,13 @@ from service.redis_replies import (
     frame_of,
     id_of,
     identity_of,
-    published_ids,
-    refusal,
 )
 from service.retention import RetentionRules
-from service.sse import encode
 
 CHANNELS_PER_READ = 1000
 """Channels that one round trip asks for, so that no reply is huge."""
+
+TIME: Command = ("TIME",)
 
 SCRIPTS = {
     name: files("service").joinpath(f"{name}.lua").read_bytes()
@@ -49,10 +53,13 @@ class RedisStore:
         tls_verify: bool = True,
     ) -> None:
         self._names = names
-        self._retention = retention
-        self._idempotency_seconds = idempotency_seconds
         self._pool = RedisPool(url, SCRIPTS, connections=connections, tls_verify=tls_verify)
+        self._script_of = PublishScript(
+            self._pool.sha["publish"], names, retention, idempotency_seconds
+        ).call
         self._identity = ""
+        self._behind = math.inf
+        """Monotonic seconds less those of Redis's clock, or somewhat more."""
 
     # -- publish -------------------------------------------------------------------------------
 
@@ -65,55 +72,31 @@ class RedisStore:
         RedisRefused, OutcomeUnknown, IdempotencyConflict or ChannelEnded; the ids of those events
         that went out all the same stand in its `published`.
         """
-        commands = [self._publish_command(one, floor, born) for one in publications]
-        try:
-            replies = self._pool.run_scripts(commands)
-        except Unanswered as error:
-            error.published = published_ids(error.replies)
-            raise
-        for reply, publication in zip(replies, publications, strict=True):
-            if isinstance(reply, Exception):
-                refused = refusal(reply, publication)
-                refused.published = published_ids(replies)
-                raise refused
-        return [Receipt(id_of(reply[0]), bool(reply[1])) for reply in replies]
+        return receipts(self.publish_each(publications, floor, born))
 
-    def _publish_command(self, publication: Publication, floor: EventId, born: EventId) -> Command:
-        names, event, channels = self._names, publication.event, publication.channels
-        before, after = encode(event)
-        key = publication.key and names.idempotency(
-            publication.credential, channels, publication.key
-        )
-        keys: list[str] = [names.clock, key or ""]
-        options: list[str | int] = []
-        for channel in channels:
-            kept = self._retention.of(channel)
-            keys += (names.history(channel), names.tail(channel))
-            options += (
-                names.pubsub(channel),
-                # A channel's end is always stored: those who come later must learn of it.
-                max(kept.events, int(publication.ends)) if publication.stored else 0,
-                kept.seconds,
-                kept.tail_seconds,
-            )
-        return (
-            *("EVALSHA", self._pool.sha["publish"], len(keys), *keys),
-            *(str(floor), str(born) if born > FIRST_ID else ""),
-            *(event.name or "", before, after, publication.ttl_seconds or ""),
-            *(publication.fingerprint() if key else "", self._idempotency_seconds),
-            int(publication.ends),
-            ",".join(channels) if publication.private else "",
-            *options,
-        )
+    def publish_each(
+        self, publications: Sequence[Publication], floor: EventId, born: EventId = FIRST_ID
+    ) -> list[Outcome]:
+        """The same, where each event has an outcome of its own: a receipt, or the error."""
+        calls = list(shares(publications))
+        try:
+            replies = self._pool.run_scripts(self._script_of(one, floor, born) for one in calls)
+        except Unanswered as error:
+            replies = [*error.replies, *[None] * (len(calls) - len(error.replies))]
+        except RedisError as error:
+            return [error.again() for _ in publications]
+        return list(chain.from_iterable(map(outcomes, calls, replies)))
 
     # -- follow --------------------------------------------------------------------------------
 
     def open(self, floor: EventId) -> Clock:
         """What a client establishes when it connects: the clock, not below `floor` (init.lua)."""
-        server, replication, config = self._pool.run(
-            [("INFO", "server"), ("INFO", "replication"), ("CONFIG", "GET", "append*")]
+        server, replication, moment, config = self._pool.run(
+            [("INFO", "server"), ("INFO", "replication"), TIME, ("CONFIG", "GET", "append*")]
         )
-        identity, durable = identity_of(checked([server, replication]), config)
+        *info, moment = checked([server, replication, moment])
+        identity, durable = identity_of(info, config)
+        self._note_time(moment)
         arguments = (str(floor), identity, durable, self._identity)
         (reply,) = self._script("init", [self._names.clock], *arguments)
         self._identity = identity
@@ -121,7 +104,28 @@ class RedisStore:
 
     def send_mark(self, channel: str, token: str) -> None:
         """Send a mark with `token` to whoever follows `channel` (sync.lua)."""
-        self._script("sync", [self._names.clock], self._names.pubsub(channel), token)
+        names = self._names
+        mark = ("EVALSHA", self._pool.sha["sync"], 1, names.clock, names.pubsub(channel), token)
+        _, moment = checked(self._pool.run_scripts([mark, TIME]))
+        self._note_time(moment)
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def clock(self) -> EventId:
+        """The last id given out: of what is published from now on, every id is above it."""
+        (found,) = checked(self._pool.run([("HGET", self._names.clock, "id")]))
+        return id_of(found) if found else FIRST_ID
+
+    def seconds_at(self, moment: float) -> float:
+        """What Redis's clock has shown at a moment of the monotonic one, or somewhat less.
+
+        By what it showed with the last mark; in seconds since 1970.
+        """
+        return moment - self._behind
+
+    def _note_time(self, reply: Sequence[bytes]) -> None:
+        seconds, microseconds = map(int, reply)
+        self._behind = time.monotonic() - (seconds + microseconds / 1e6)
 
     # -- history -------------------------------------------------------------------------------
 
@@ -170,6 +174,16 @@ class RedisStore:
         """What a ticket grants; None for one that is unknown or too old."""
         (grant,) = checked(self._pool.run([("GET", self._names.ticket(ticket))]))
         return grant if isinstance(grant, bytes) else None
+
+    def keep_closing(self, user: str, command: EventId, seconds: int) -> None:
+        """Remember which command has closed the streams of `user`."""
+        key = self._names.closing(user)
+        checked(self._pool.run([("SET", key, str(command), "EX", seconds)]))
+
+    def closing(self, user: str) -> EventId:
+        """The command that has closed the streams of `user`, FIRST_ID for none of late."""
+        (found,) = checked(self._pool.run([("GET", self._names.closing(user))]))
+        return id_of(found) if found else FIRST_ID
 
     # -- connections ---------------------------------------------------------------------------
 

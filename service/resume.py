@@ -8,7 +8,6 @@ joining, and nothing can come in between.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 import gevent
@@ -16,9 +15,9 @@ import gevent
 from service.batch import Batch, joined
 from service.broker import Broker
 from service.channel_end import last_frame
+from service.counts import Counts
 from service.errors import NotFollowing, RedisError
 from service.event import FIRST_ID, EventId
-from service.frame import Frame
 from service.history import read_last
 from service.hub import Hub
 from service.recent import RecentEvents
@@ -59,6 +58,7 @@ class Resumer:
         *,
         replay_events: int,
         replay_bytes: int,
+        counts: Counts | None = None,
     ) -> None:
         self._hub = hub
         self._broker = broker
@@ -67,6 +67,7 @@ class Resumer:
         self._tail_seconds = tail_seconds
         self._replay_events = replay_events
         self._replay_bytes = replay_bytes
+        self._counts = counts or Counts()
         self._steps: dict[object, _Shared] = {}
         self._rests: dict[object, Step] = {}
 
@@ -102,6 +103,16 @@ class Resumer:
         except BaseException:
             subscriber.end(Ending.NOT_RESUMED)
             raise
+        finally:
+            self._note_end(subscriber, resumption)
+
+    def _note_end(self, subscriber: Subscriber, resumption: Resumption) -> None:
+        result = "reset" if resumption.told else "complete"
+        if subscriber.ending not in (None, Ending.CHANNEL_ENDED):
+            result = "failed" if subscriber.ending is Ending.NOT_RESUMED else "cut"
+        self._counts.replays[result] += 1
+        for loss in resumption.told:
+            self._counts.resets[loss.value] += 1
 
     def _resume(self, subscriber: Subscriber, resumption: Resumption) -> None:
         channels = resumption.channels
@@ -167,7 +178,7 @@ class Resumer:
         if resumption.moves:
             batches.append(Batch(encode_position(position)))
         for batch in batches:
-            subscriber.offer(batch)
+            self._offer(subscriber, batch)
         if subscriber.fd == GONE:
             return
         if self._hub.draining:
@@ -190,9 +201,15 @@ class Resumer:
 
     def _write(self, subscriber: Subscriber, batches: list[Batch]) -> None:
         for batch in batches:
-            subscriber.offer(batch)
+            self._offer(subscriber, batch)
+            gevent.sleep(0)  # compressing a batch takes a while
             while subscriber.unsent and subscriber.fd != GONE:
                 gevent.sleep(FLUSH_SECONDS)
+
+    def _offer(self, subscriber: Subscriber, batch: Batch) -> None:
+        self._counts.replayed += len(batch.frames)
+        self._counts.sent_bytes += len(batch.plain)
+        subscriber.offer(batch)
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -204,7 +221,7 @@ class Resumer:
             frames = self._recent.after(channels, cursor)
             if frames is None:
                 return None
-            rest = _unexpired(frames, position)
+            rest = Step.unexpired(frames, position)
             if rest.size > STEP_BYTES:
                 return None  # too much at once: in steps from Redis
             if rest.size > LAST_STEP_BYTES or any(frame.deadline for frame in frames):
@@ -259,17 +276,10 @@ class Resumer:
 
     def _read_last(self, channels: list[str], last: int, until: EventId) -> Step:
         frames, fitted = read_last(self._store, channels, last, until, self._replay_bytes)
-        step = _unexpired(frames, until)
+        step = Step.unexpired(frames, until)
         if not fitted:
             step.lost = dict.fromkeys(channels, Loss.LIMIT)
         return step
-
-
-def _unexpired(frames: list[Frame], until: EventId) -> Step:
-    now = time.time() * 1000
-    step = Step([], until)
-    step.extend(frame for frame in frames if frame.deadline is None or frame.deadline > now)
-    return step
 
 
 class _Shared:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from service.batch import Batch, joined
 from service.event import FIRST_ID, EventId
@@ -25,6 +27,10 @@ class Start:
     unknown: bool = False
 
 
+MAX_SELECTIONS = 16
+"""Sets of event names and rights for which the batches of a step are kept."""
+
+
 @dataclass(slots=True)
 class Step:
     """A part of a replay: the events above a cursor, up to and including `until`.
@@ -42,6 +48,14 @@ class Step:
     ends: set[EventId] = field(default_factory=set)
     _batches: dict[object, list[Batch]] = field(default_factory=dict)
 
+    @classmethod
+    def unexpired(cls, frames: Iterable[Frame], until: EventId) -> Self:
+        """One of those events whose deadline is still to come."""
+        now = time.time() * 1000
+        step = cls([], until)
+        step.extend(frame for frame in frames if frame.deadline is None or frame.deadline > now)
+        return step
+
     def extend(self, frames: Iterable[Frame]) -> None:
         """Add events in order; one that is in several channels counts once."""
         for frame in frames:
@@ -55,6 +69,8 @@ class Step:
         """The selected events, joined; made once for each set of event names and rights."""
         key = selection.names, selection.granted
         if key not in self._batches:
+            if len(self._batches) == MAX_SELECTIONS:
+                self._batches.clear()
             self._batches[key] = list(joined(filter(selection.selects, self.frames)))
         return self._batches[key]
 
@@ -85,6 +101,11 @@ class Resumption:
     moves: bool = False
     ends: set[EventId] = field(default_factory=set)
     _told: set[tuple[str, Loss]] = field(default_factory=set)
+
+    @property
+    def told(self) -> set[Loss]:
+        """The reasons of all `$reset` that were made."""
+        return {loss for _, loss in self._told}
 
     def key(self) -> object:
         """What the next step depends on."""

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from service.event import FIRST_ID, EventId
 from service.grants import Grant
-
-SKEW_SECONDS = 1.0
-"""How far the clocks of two machines may differ: who is granted anew so soon after waits for it."""
 
 
 class Revocations:
-    """Remembers each user for `keep_seconds`: as long as an old ticket or answer may count."""
+    """Remembers each user for `keep_seconds`: as long as an old ticket or answer may count.
+
+    What came first is told by ids of Redis's one clock, so no clocks of machines are compared.
+    """
 
     def __init__(self, keep_seconds: float) -> None:
         self._keep_seconds = keep_seconds
-        self._revoked_at: dict[str, float] = {}
+        self._revoked: dict[str, tuple[EventId, float]] = {}
 
-    def note(self, user: str, now: float) -> None:
-        """The streams of `user` are closed at `now`, in seconds since 1970."""
+    def note(self, user: str, command: EventId, now: float) -> None:
+        """The streams of `user` are closed by `command`; `now` is in seconds, of any one clock."""
         oldest = now - self._keep_seconds
-        self._revoked_at = {who: at for who, at in self._revoked_at.items() if at > oldest}
-        self._revoked_at[user] = now
+        self._revoked = {who: one for who, one in self._revoked.items() if one[1] > oldest}
+        self._revoked[user] = max(command, self._last(user)), now
 
     def cover(self, grant: Grant) -> bool:
         """Whether `grant` is what its user was granted before; a token speaks for itself."""
         if grant.as_of is None or not grant.user:
             return False
-        return self._revoked_at.get(grant.user, 0.0) > grant.as_of - SKEW_SECONDS
+        return self._last(grant.user) > grant.as_of
+
+    def _last(self, user: str) -> EventId:
+        return self._revoked.get(user, (FIRST_ID, 0.0))[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from service.redis_address import RedisAddress
 
@@ -158,14 +159,33 @@ def url(*schemes: str) -> Rule:
     """A URL with one of some schemes, without user and password."""
 
     def parse(text: str) -> str:
-        parts = urlsplit(text)
-        named = parts.hostname if parts.scheme != "file" else parts.path and not parts.netloc
-        good = parts.scheme in schemes and named and parts.port != 0 and "@" not in parts.netloc
-        if not good or parts.fragment or not re.fullmatch("[!-~]+", text):
+        if split_url(text, *schemes).fragment:
             raise ValueError
         return text
 
     return parse, f"a URL with {' or '.join(f'{one}://' for one in schemes)}, without a password"
+
+
+def split_url(text: str, *schemes: str) -> SplitResult:
+    """The parts of a URL that can be asked; raises ValueError for any other."""
+    parts = urlsplit(text)
+    if parts.scheme not in schemes or not re.fullmatch("[!-~]+", text):
+        raise ValueError("it has another scheme, or what no URL has")
+    if parts.scheme == "file":
+        good = bool(parts.path) and not parts.netloc
+    else:
+        good = parts.port != 0 and "@" not in parts.netloc and _is_host(parts.hostname or "")
+    if not good:
+        raise ValueError("it names no place, or a user")
+    return parts
+
+
+def _is_host(name: str) -> bool:
+    """Whether there can be such a host; raises ValueError for some that can't be."""
+    if ":" in name:
+        return bool(ipaddress.IPv6Address(name))
+    # This codec is what a look-up uses: it refuses empty and long labels, as in a..b.
+    return bool(re.fullmatch("[a-z0-9_.-]+", name) and name.encode("idna").strip(b"."))
 
 
 def without_credentials(text: str) -> str:

@@ -156,6 +156,12 @@ class Settings(AccessSettings):
     send_timeout_seconds: float = setting(
         "SEND_TIMEOUT_SECONDS", 10.0, number(0.5, 300), "how long a stream may take nothing"
     )
+    compress_min_bytes: int = setting(
+        "COMPRESS_MIN_BYTES",
+        256,
+        whole(0, 1_048_576),
+        "least bytes that are compressed for streams which accept gzip; 0: no gzip",
+    )
     drain_seconds: float = setting(
         "DRAIN_SECONDS", 10.0, number(0, 600), "over how long a stopping worker ends its streams"
     )
@@ -182,6 +188,12 @@ class Settings(AccessSettings):
     )
     embedded: bool = setting(
         "PUSHLINE_EMBEDDED", False, switch(), "set by `serve` when it started its own Valkey"
+    )
+    metrics_slot: int | None = setting(
+        "PUSHLINE_METRICS_SLOT",
+        None,
+        whole(0, 65_535),
+        "set for each worker of gunicorn: which of the shared files of metrics are its own",
     )
 
     @classmethod

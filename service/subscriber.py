@@ -8,7 +8,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from service.batch import LAST_CHUNK, Batch, chunk
+from service.batch import Batch
+from service.encoding import Encoding
+from service.event import FIRST_ID, EventId
 from service.overflow import Overflow, Piece, thinned
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Subscriber:
     `fd` is -1 once the client is gone; `ending` is set as soon as no event may follow. `address`
     is the client's, `user` whose credential it has shown, `number` this worker's for the stream.
     `opened_at` and `moved_at` (when a backlog last shrank) are monotonic seconds, `expires_at`
-    seconds since 1970.
+    seconds since 1970. `as_of` is that of its grant; unless said, as old as can be.
     """
 
     __slots__ = (
@@ -66,7 +68,8 @@ class Subscriber:
         "_outbox",
         "_outlet",
         "address",
-        "chunked",
+        "as_of",
+        "encoding",
         "ending",
         "expires_at",
         "fd",
@@ -87,20 +90,22 @@ class Subscriber:
         selection: Selection,
         address: str,
         *,
-        chunked: bool,
+        encoding: Encoding,
         overflow: Overflow = Overflow.CLOSE,
         user: str = "",
         number: int = 0,
         expires_at: float | None = None,
+        as_of: EventId | None = FIRST_ID,
     ) -> None:
         self.fd = fd
         self.selection = selection
         self.address = address
-        self.chunked = chunked
+        self.encoding = encoding
         self.overflow = overflow
         self.user = user
         self.number = number
         self.expires_at = expires_at
+        self.as_of = as_of
         self.opened_at = self.moved_at = time.monotonic()
         self.ending: Ending | None = None
         self.view: View | None = None
@@ -124,7 +129,7 @@ class Subscriber:
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes of events were offered to this stream, without HTTP's framing."""
+        """How many bytes of events were offered to this stream, before HTTP's encoding."""
         return 0 if self.view is None else self.view.sent_bytes - self._bytes_before
 
     def offer(self, batch: Batch, more: bool = False) -> None:
@@ -137,7 +142,7 @@ class Subscriber:
         if self._outbox is not None:
             self._append(batch, more)
             return
-        data = self._framed(batch)
+        data = self.encoding.encode(batch)
         try:
             sent = self._outlet.write(self.fd, data)
         except BlockingIOError:
@@ -153,7 +158,7 @@ class Subscriber:
         self.offer(Batch.finished(data))
 
     def _keep(self, batch: Batch, sent: int) -> None:
-        # A partly sent batch stays whole: cutting it would break chunk framing.
+        # A partly sent batch stays whole: cutting it would break chunks and gzip blocks.
         self._outbox = deque([self._piece(batch)])
         self._head_sent = sent
         self.unsent = len(self._outbox[0].data) - sent
@@ -174,10 +179,7 @@ class Subscriber:
     def _piece(self, batch: Batch) -> Piece:
         # Who never drops anything has no use for the frames, and shouldn't keep them alive.
         frames = () if self.overflow is Overflow.CLOSE else batch.frames
-        return Piece(self._framed(batch), frames, batch.fixed)
-
-    def _framed(self, batch: Batch) -> bytes:
-        return batch.chunked() if self.chunked else batch.plain
+        return Piece(self.encoding.encode(batch), frames, batch.fixed)
 
     def _overflow(self, more: bool) -> None:
         if self.overflow is Overflow.CLOSE:
@@ -190,7 +192,7 @@ class Subscriber:
         while kept < len(waiting) and waiting[kept].fixed:
             kept += 1
         limit, channels = self._outlet.outbox_bytes, self.selection.channels
-        rest = thinned(waiting[kept:], self.overflow, limit, channels, self._framed)
+        rest = thinned(waiting[kept:], self.overflow, limit, channels, self.encoding.encode)
         self._outbox = deque([*waiting[:kept], *rest])
         self.unsent = sum(len(piece.data) for piece in self._outbox) - self._head_sent
 
@@ -218,10 +220,10 @@ class Subscriber:
         return True
 
     def finish(self, ending: Ending, farewell: bytes = b"") -> None:
-        """End cleanly: after what is already in the outbox, `farewell` and the last chunk."""
+        """End cleanly: after what is already in the outbox, `farewell` and the encoding's end."""
         if self.ending is not None:
             return
-        self.send(chunk(farewell) + LAST_CHUNK if self.chunked else farewell)
+        self.send(self.encoding.end(farewell))
         if self.ending is None:
             self.ending = ending
             if self._outbox is None:

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import re
 import secrets
-import time
 from collections.abc import Sequence
 
-from service.errors import BadCredential, CannotAuthorize, RedisError
+from service.errors import BadCredential, CannotAuthorize, ExpiredCredential, RedisError
+from service.event import FIRST_ID, EventId
 from service.grants import Grant
 from service.redis_store import RedisStore
 
@@ -44,25 +44,43 @@ class Tickets:
             publish=(),
             subscribe=tuple(channels),
             admin=False,
-            as_of=time.time() if grant.as_of is None else grant.as_of,
+            as_of=self._store.clock() if grant.as_of is None else grant.as_of,
         )
         self._store.keep_ticket(ticket, json.dumps(dataclasses.asdict(scope)), self.seconds)
         return ticket
 
+    def take_back(self, user: str, command: EventId) -> None:
+        """End what `user` has got before `command`, also on workers that start later.
+
+        Raises RedisError.
+        """
+        self._store.keep_closing(user, command, self.seconds)
+
     def redeem(self, ticket: str) -> Grant:
         """The grant of a ticket; raises BadCredential for what is none, or none any more.
 
-        Raises CannotAuthorize when Redis can't tell.
+        Raises ExpiredCredential for one that was taken back, CannotAuthorize when Redis can't tell.
         """
         if ticket == PUBLIC_TICKET:
             return Grant()
         if not _TICKET.fullmatch(ticket):
             raise BadCredential("this is no ticket", fix="Get one with POST /tickets")
         try:
-            found = self._store.ticket(ticket)
+            grant = self._find(ticket)
+            closing = self._store.closing(grant.user) if grant.user else FIRST_ID
         except RedisError as error:
             raise CannotAuthorize(error.detail) from error
+        if grant.as_of is not None and closing > grant.as_of:
+            raise ExpiredCredential("the streams of this user were closed", fix="Get a new ticket")
+        return grant
+
+    def _find(self, ticket: str) -> Grant:
+        found = self._store.ticket(ticket)
         if found is None:
             raise BadCredential("the ticket is unknown or too old", fix="Get a new one")
         fields = json.loads(found)
-        return Grant(**{**fields, "subscribe": tuple(fields["subscribe"]), "publish": ()})
+        lists = {"publish": (), "subscribe": tuple(fields["subscribe"])}
+        try:
+            return Grant(**{**fields, **lists, "as_of": EventId(*fields["as_of"])})
+        except (TypeError, KeyError) as error:  # while another version is deployed
+            raise BadCredential("the ticket is of another version", fix="Get a new one") from error

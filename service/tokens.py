@@ -18,7 +18,7 @@ import jwt
 
 from service.access_settings import AccessSettings
 from service.errors import BadCredential, ExpiredCredential
-from service.grants import Grant
+from service.grants import Grant, check_subject
 from service.jwks import Jwks
 from service.token_keys import ASYMMETRIC, KeyRing, TokenKey
 
@@ -26,8 +26,6 @@ log = logging.getLogger("pushline.tokens")
 
 MAX_TOKEN_CHARACTERS = 8192
 """More doesn't fit into the headers that proxies take."""
-
-MAX_SUBJECT_CHARACTERS = 256
 
 MAX_TRIES = 16
 """Keys that are tried for one token; each costs 0.1 to 0.9 ms, also for who has no good one."""
@@ -37,9 +35,6 @@ REFUSED = "the token can't be verified"
 
 # The parts aren't padded, as RFC 7515 has it; PyJWT alone would take `=`.
 _TOKEN = re.compile(r"([\w-]+)\.[\w-]+\.[\w-]+", re.ASCII)
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line separators and halves of surrogate pairs: a subject has none."""
 
 
 class TokenVerifier:
@@ -179,12 +174,6 @@ def _grant(claims: dict[str, Any], token: str) -> Grant:
     signed = token.rpartition(".")[0].encode()
     whose = grant.user or hashlib.sha256(signed).hexdigest()[:12]
     return dataclasses.replace(grant, credential=f"jwt:{whose}")
-
-
-def check_subject(subject: str) -> None:
-    """Raise ValueError for a user id that is too long, or unfit for logs."""
-    if len(subject) > MAX_SUBJECT_CHARACTERS or _CONTROL.search(subject):
-        raise ValueError("its sub is too long, or has control characters")
 
 
 def _members(text: bytes) -> dict[str, Any]:

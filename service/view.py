@@ -75,21 +75,27 @@ class View:
         self._pending.append(frame)
         return True
 
+    def is_late(self, frame: Frame) -> bool:
+        """Whether a stored event that is selected has come too late to be in order."""
+        if frame.prev is None or frame.id is None or frame.id >= self.last_id:
+            return False
+        return self.selection.selects(frame)
+
     def push(self, frame: Frame) -> None:
         """Keep `frame` for the next batch, whatever the selection and its id say."""
         self._pending.append(frame)
 
     def join(self, subscriber: Subscriber, position: EventId) -> None:
         """Let `subscriber` in at a batch boundary: of the frames pending here it gets those above
-        `position`, one by one, and none of the batches that they end up in.
+        `position`, joined anew, and none of the batches that they end up in.
         """
         missed = [frame for frame in self._pending if frame.id and frame.id > position]
         if self._pending:
             self._seal()
         subscriber.joined(self, len(missed), sum(len(frame.data) for frame in missed))
         self.subscribers.add(subscriber)
-        for frame in missed:
-            subscriber.offer(Batch(frame.data, (frame,)))
+        for batch in joined(missed):
+            subscriber.offer(batch)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget `subscriber`, if it is here."""

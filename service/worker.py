@@ -23,7 +23,7 @@ from service.routes.headers import HEADERS
 from service.sockets import HAND_OVER, HANDED_OVER
 
 if TYPE_CHECKING:
-    from service.app import Service
+    from service.service import Service
 
 log = logging.getLogger("pushline.worker")
 
@@ -187,9 +187,23 @@ def with_hand_over(application: Application) -> Application:
             if close is not None:
                 close()
             raise StopIteration  # gunicorn then leaves the connection alone
+        if type(body) is list and len(body) == 1:
+            send_at_once(start_response.__self__, body[0])
+            return ()
         return body
 
     return serve
+
+
+def send_at_once(response: Any, body: bytes) -> None:
+    """Send gunicorn's `response` and its whole body in one packet; gunicorn itself makes two."""
+    head = [
+        *response.default_headers(),
+        *(f"{name}: {value}\r\n" for name, value in response.headers),
+    ]
+    response.sock.sendall("".join([*head, "\r\n"]).encode("latin-1") + body)
+    response.headers_sent = True
+    response.sent = len(body)
 
 
 def closing(start_response: Any) -> Any:

@@ -26,12 +26,14 @@ class Shown:
     subscribe: frozenset[str] = NONE
     admin: bool = False
     fault: str = ""
+    metrics: bool = False
 
 
 CREDENTIALS = {
     "none": Shown("nowhere"),
     "publish key": Shown("authorization", publish=ALL),
     "publish key with patterns": Shown("authorization", publish=MINE),
+    "METRICS_TOKEN": Shown("authorization", fault="bad_credential", metrics=True),
     "unknown key": Shown("authorization", fault="bad_credential"),
     "token to publish": Shown("authorization", publish=MINE),
     "token to stream": Shown("authorization", subscribe=MINE),
@@ -47,21 +49,34 @@ CREDENTIALS = {
     "ticket": Shown("ticket", subscribe=MINE),
     "ticket that is over": Shown("ticket", fault="bad_credential"),
     "unknown ticket": Shown("ticket", fault="bad_credential"),
+    "session that `AUTHORIZE_URL` lets in": Shown("session", subscribe=ALL),
+    "session with rights of `AUTHORIZE_URL`": Shown("session", subscribe=MINE),
+    "session that it doesn't know": Shown("session", fault="no_credential"),
+    "session that it refuses": Shown("session", fault="not_granted"),
+    "session of which it can't tell": Shown("session", fault="cannot_authorize"),
 }
+
+REFUSALS = {"not_granted": 403, "cannot_authorize": 503}
+"""The status of a refusal, where it isn't 401."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a service is set up: with credentials or without, and what is open to anybody."""
+    """How a service is set up: with credentials or without, and what is open to anybody.
+
+    With `asks` there is an application that knows sessions, and nobody without one.
+    """
 
     credentials: bool
     publish: frozenset[str] = NONE
     subscribe: frozenset[str] = frozenset({PUBLIC, BOTH})
     admin: bool = False
+    asks: bool = False
 
 
 MODES = {
     "production": Mode(credentials=True),
+    "AUTHORIZE_URL": Mode(credentials=True, asks=True),
     "PUBLISH_OPEN": Mode(credentials=True, publish=ALL),
     "PUBLISH_OPEN alone": Mode(credentials=False, publish=ALL),
     "local": Mode(credentials=False, publish=ALL, subscribe=ALL, admin=True),
@@ -97,6 +112,7 @@ class Route:
 
 
 CHANNEL = "/channels/<channel>"
+METRICS = "/metrics"
 ITEM, PRIVATE_ITEM = '{"channel":"{c}","data":1}', '{"channel":"{c}","data":1,"private":true}'
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
@@ -120,6 +136,9 @@ def routes() -> Iterator[Route]:
     yield Route("DELETE", CHANNEL, "publish", 204)
     yield Route("DELETE", "/streams", "admin", 202, "user=nobody", strict=True)
     yield Route("DELETE", "/streams", "admin", 202, "stream=00-1", strict=True)
+    for method in ("GET", "HEAD"):
+        yield Route(method, METRICS, "admin", 200)
+    yield Route("OPTIONS", METRICS, "none", 200)
     own = ("/stream", "/publish", "/tickets", "/streams", CHANNEL)
     for rule in (*own, f"{CHANNEL}/end", f"{CHANNEL}/events"):
         yield Route("OPTIONS", rule, "none", 204)
@@ -133,24 +152,43 @@ ROUTES = {route.name: route for route in routes()}
 
 def expected(mode: Mode, shown: Shown, route: Route, channel: str) -> tuple[int, str]:
     """The status of the answer, and the code of a refusal."""
-    if route.right == "none":
+    if route.right == "none" or (route.rule == METRICS and shown.metrics):
         return route.status, ""
     if route.right == "ticket" and shown.place == "ticket":
         return 400, "bad_parameter"
-    if counts(mode, shown, route):
-        if shown.fault:
-            return 401, shown.fault
-        allowed = may(shown, route, channel)
-        if route.right in ("stream", "ticket"):
-            allowed = allowed or channel in mode.subscribe
-        refusal = 403, "not_granted"
-    else:
-        allowed, refusal = may(mode, route, channel), (401, "no_credential")
-    if not allowed:
-        return refusal
+    asked = mode.asks and route.right in ("stream", "ticket")
+    code = (refusal_after_asking if asked else refusal)(mode, shown, route, channel)
+    if code:
+        return REFUSALS.get(code, 401), code
     if route.strict and shown.place == "ticket":
         return 400, "bad_parameter"
     return route.status, ""
+
+
+def refusal(mode: Mode, shown: Shown, route: Route, channel: str) -> str:
+    """Why a request is refused; empty if it isn't."""
+    if not counts(mode, shown, route):
+        return "" if may(mode, route, channel) else "no_credential"
+    if shown.fault:
+        return shown.fault
+    allowed = may(shown, route, channel)
+    if route.right in ("stream", "ticket"):
+        allowed = allowed or channel in mode.subscribe
+    return "" if allowed else "not_granted"
+
+
+def refusal_after_asking(mode: Mode, shown: Shown, route: Route, channel: str) -> str:
+    """The same for a stream or ticket where an application is asked.
+
+    What is shown may be meant for the application, unless it was good and has expired.
+    """
+    if shown.fault in ("expired_credential", "cannot_authorize"):
+        return shown.fault
+    if channel in mode.subscribe | shown.subscribe:
+        return ""
+    if shown.place == "session":
+        return shown.fault or "not_granted"
+    return "no_credential"
 
 
 def counts(mode: Mode, shown: Shown, route: Route) -> bool:
@@ -160,8 +198,10 @@ def counts(mode: Mode, shown: Shown, route: Route) -> bool:
     """
     if shown.place == "ticket":
         return route.right == "stream"
-    if shown.place == "cookie" and route.right in ("publish", "admin"):
+    if shown.place in ("cookie", "session") and route.right in ("publish", "admin"):
         return False
+    if shown.place == "session":
+        return mode.asks
     return mode.credentials and shown.place != "nowhere"
 
 
@@ -177,7 +217,12 @@ def sees_private(mode: Mode, shown: Shown, route: Route, channel: str) -> bool:
     return counts(mode, shown, route) and channel in shown.subscribe
 
 
-def refuses_foreign_pages(shown: Shown, route: Route) -> bool:
+def is_sent_unasked(mode: Mode, shown: Shown) -> bool:
+    """Whether what counts is what browsers send from any page."""
+    return shown.place == "cookie" or (shown.place == "session" and mode.asks)
+
+
+def refuses_foreign_pages(mode: Mode, shown: Shown, route: Route) -> bool:
     """Whether a page of an origin that is neither the service's own nor listed is turned away.
 
     From all that changes anything, whatever it shows, as it may reach a service that its server
@@ -186,17 +231,19 @@ def refuses_foreign_pages(shown: Shown, route: Route) -> bool:
     if route.method == "OPTIONS":
         return route.rule in ("/publish", "/tickets", "/streams", CHANNEL)
     return route.method in ("POST", "PUT", "DELETE") or (
-        route.right == "stream" and shown.place == "cookie"
+        route.right == "stream" and is_sent_unasked(mode, shown)
     )
 
 
-def refuses_embedding(shown: Shown, route: Route) -> bool:
+def refuses_embedding(mode: Mode, shown: Shown, route: Route) -> bool:
     """The same for a page of another site that embeds something, which tells no origin."""
-    return route.right in ("stream", "ticket") and shown.place == "cookie"
+    return route.right in ("stream", "ticket") and is_sent_unasked(mode, shown)
 
 
 def tells_pages(route: Route) -> bool:
     """Whether pages of listed origins may read the answer, a refusal too."""
+    if route.rule == METRICS:
+        return False
     return route.right != "none" or (route.method == "OPTIONS" and route.status == 204)
 
 
@@ -210,24 +257,29 @@ COLUMNS = (
     ("stream others", "HEAD /stream channel={c}", FOREIGN),
     ("`POST /tickets`", "POST /tickets channel={c}", GRANTED),
     ("`DELETE /streams`", "DELETE /streams user=nobody", ""),
+    ("`/metrics`", "GET /metrics", ""),
 )
 
 MODE_TITLES = {"PUBLISH_OPEN": "with `PUBLISH_OPEN=1`", "local": "in local mode"}
 
 
 def table() -> list[str]:
-    """The rows of the table in docs/security.md: each kind of credential in production, then who
-    shows none where more is open. Credentials that all get the same share a row.
+    """The rows of the table in docs/security.md: each kind of credential in production, sessions
+    where an application is asked, then who shows none where more is open. Credentials that all
+    get the same share a row.
     """
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, shown in CREDENTIALS.items():
-        rows.setdefault(_cells(MODES["production"], shown), []).append(name)
-    for mode in MODE_TITLES:
-        rows[_cells(MODES[mode], CREDENTIALS["none"])] = [f"none, {MODE_TITLES[mode]}"]
+        if shown.place != "session":
+            rows.setdefault(_cells(MODES["production"], shown), []).append(name)
+    lines = [["; ".join(names), *cells] for cells, names in rows.items()]
+    for name, shown in CREDENTIALS.items():
+        if shown.place == "session":
+            lines.append([name, *_cells(MODES["AUTHORIZE_URL"], shown)])
+    for mode, title in MODE_TITLES.items():
+        lines.append([f"none, {title}", *_cells(MODES[mode], CREDENTIALS["none"])])
     titles = ["credential", *(title for title, _, _ in COLUMNS), "private events"]
-    lines = [titles, ["---"] * len(titles)]
-    lines += [["; ".join(names), *cells] for cells, names in rows.items()]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines)]
 
 
 def _cells(mode: Mode, shown: Shown) -> tuple[str, ...]:

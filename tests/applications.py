@@ -10,7 +10,8 @@ import gevent
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.app import Service, create_app
+from service.app import create_app
+from service.service import Service
 from service.settings import Settings
 from tests.sse_client import EventStreamParser, ParsedEvent
 

@@ -212,9 +212,12 @@ def cut_stream(response: requests.Response, **_: Any) -> requests.Response:
     """Let a stream end with its opening block: by itself it ends never."""
     if response.headers.get("Content-Type") == "text/event-stream":
         opening = b""
-        while not opening.endswith(b"\n\n") and (piece := response.raw.read1(65_536)):
+        while not opening.endswith(b"\n\n") and (
+            piece := response.raw.read1(65_536, decode_content=True)
+        ):
             opening += piece
         response.raw.close()
+        response.raw.headers.pop("Content-Encoding", None)  # which is undone
         response.raw = urllib3.HTTPResponse(
             io.BytesIO(opening),
             response.raw.headers,

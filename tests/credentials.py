@@ -12,6 +12,7 @@ from tests.secrets_used import secret
 SECRET = secret("the-secret-of-the-tests-which-is-long-enough")
 KEY = secret("publish-key-of-the-tests")
 LIMITED_KEY = secret("limited-publish-key-of-the-tests")
+METRICS_TOKEN = secret("metrics-token-of-the-tests")
 
 
 def token(

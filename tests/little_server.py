@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,13 +22,20 @@ class Question:
     headers: Message[str, str] = field(repr=False)
 
 
-class LittleServer:
-    """Answers every GET on 127.0.0.1:`port` with `status` and `body` after `delay` seconds."""
+Say = Callable[[Question], tuple[int, bytes]]
 
-    def __init__(self, status: int = 200, body: bytes = b"") -> None:
+
+class LittleServer:
+    """Answers every GET on 127.0.0.1:`port` with `status` and `body` after `delay` seconds.
+
+    With `answer` these two depend on the question.
+    """
+
+    def __init__(self, status: int = 200, body: bytes = b"", answer: Say | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.status, self.body, self.delay = status, body, 0.0
+        self._answer = answer or (lambda question: (self.status, self.body))
         self.questions: list[Question] = []
         self._server: ThreadingHTTPServer | None = None
 
@@ -38,12 +46,15 @@ class LittleServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
-                little.questions.append(Question(query, self.headers))
+                question = Question(query, self.headers)
+                little.questions.append(question)
                 time.sleep(little.delay)
-                self.send_response(little.status)
-                self.send_header("Content-Length", str(len(little.body)))
+                status, body = little._answer(question)
+                self.send_response(status)
+                if status != 204:
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(little.body)
+                self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 """Nobody reads it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
 
 from service.broker import Broker
 from service.channels import RedisNames
+from service.counts import Counts
 from service.event import FIRST_ID, Event, EventId, ServiceEvent
 from service.frame import END, Frame
 from service.publication import Publication
@@ -83,17 +84,24 @@ class Node:
         self.position = FIRST_ID
         self.resets: list[tuple[list[str], Loss, EventId | None]] = []
         self.fail = 0
+        self.counts = Counts()
         self.recent = RecentEvents()
         rules = rules or make_rules()
         self.store = make_store(store_url or url, rules=rules)
         connect = functools.partial(RedisLink, RedisAddress.parse(url), NAMES)
         self.receiver = Receiver(self._deliver, self._advance, self._reset)
         self.broker = Broker(
-            self.store, connect, self.recent, rules.tail_seconds, self.receiver, always=always
+            self.store,
+            connect,
+            self.recent,
+            rules.tail_seconds,
+            self.receiver,
+            always=always,
+            counts=self.counts,
         )
         self.greenlet = gevent.spawn(self.broker.run)
 
-    def _deliver(self, frames: Iterable[tuple[str, Frame]]) -> None:
+    def _deliver(self, frames: Sequence[tuple[str, Frame]]) -> None:
         frames = list(frames)
         if self.fail and frames:
             self.fail -= 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -32,3 +36,26 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+LISTENING = "0A"
+"""TCP_LISTEN, as /proc/net/tcp has it."""
+
+
+def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
+    """The TCP addresses and ports on which these processes listen."""
+    inodes = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
+    found = set()
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *more = line.split()
+            if state == LISTENING and more[5] in inodes:
+                address, port = local.split(":")
+                words = [int(address[n : n + 8], 16) for n in range(0, len(address), 8)]
+                packed = struct.pack(f"={len(words)}I", *words)
+                found.add((socket.inet_ntop(family, packed), int(port, 16)))
+    return found

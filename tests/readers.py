@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import gevent
 
 from service.event import EventId
 from service.frame import Frame
 from service.hub import Hub
+from service.overflow import Overflow
 from service.reset import Loss
 from service.resume import Resumer
 from service.resumption import Start
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.encodings import PLAIN
 from tests.nodes import Node, make_rules
 from tests.sse_client import ParsedEvent, parse_stream
 
@@ -26,6 +28,7 @@ class Reader:
     """A client that takes everything at once; also its outlet."""
 
     outbox_bytes = 1_000_000
+    overflow = Overflow.CLOSE
 
     def __init__(self) -> None:
         self.taken = b""
@@ -90,7 +93,7 @@ class StreamNode(Node):
             replay_bytes=8_388_608,
         )
 
-    def _deliver(self, frames: Iterable[tuple[str, Frame]]) -> None:
+    def _deliver(self, frames: Sequence[tuple[str, Frame]]) -> None:
         self.hub.deliver(frames)
 
     def _advance(self, position: EventId) -> None:
@@ -105,7 +108,7 @@ class StreamNode(Node):
         """Open a stream, from now on or from `start`."""
         reader = Reader()
         self.broker.follow(selection.channels)
-        subscriber = Subscriber(reader, 5, selection, "", chunked=False)
+        subscriber = Subscriber(reader, 5, selection, "", encoding=PLAIN)
         if start is None:
             position = self.hub.position_of(selection.channels)
             self.hub.attach(subscriber, position)

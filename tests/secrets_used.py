@@ -55,6 +55,8 @@ class Secrets:
             if name.endswith("_FILE"):
                 path = Path(text)
                 self.add_settings({name.removesuffix("_FILE"): path.read_text().strip()})
+            elif name == "METRICS_TOKEN":
+                self.add(text)
             elif name in ("JWT_SECRET", "PUBLISH_KEYS"):
                 for item in re.split(r"[,\s]+", text):
                     self.add(item.partition("=")[0].rpartition(":")[2])

@@ -12,8 +12,9 @@ import re
 import socket
 import struct
 import time
+import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -319,9 +320,9 @@ class ResponseHead:
 class SseClient:
     """One streaming request over one socket. `connect` opens it; every wait has a deadline.
 
-    `head` is the response head, `wire` all bytes after it, `body` those bytes unframed, `parser`
-    the state of the event stream, `ended` how the stream ended (None: it goes on), `truncated`
-    whether that cut a chunk.
+    `head` is the response head, `wire` all bytes after it, `body` those bytes unframed and, if the
+    head says gzip, decompressed, `parser` the state of the event stream, `ended` how the stream
+    ended (None: it goes on), `truncated` whether that cut a chunk.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -333,6 +334,7 @@ class SseClient:
         self.ended: End | None = None
         self.truncated = False
         self._framing: Body = EndlessBody()
+        self._decode: Callable[[bytes], bytes] = bytes
         self._events: deque[ParsedEvent] = deque()
 
     @classmethod
@@ -400,6 +402,8 @@ class SseClient:
         head, _, rest = received.partition(b"\r\n\r\n")
         self.head = ResponseHead.parse(head)
         self._framing = self.head.body(method)
+        if self.header("Content-Encoding") == "gzip":
+            self._decode = zlib.decompressobj(wbits=31).decompress
         self._take(rest)
 
     @property
@@ -537,7 +541,7 @@ class SseClient:
 
     def _take(self, data: bytes) -> None:
         self.wire += data
-        body = self._framing.feed(data)
+        body = self._decode(self._framing.feed(data))
         self.body += body
         self._events.extend(self.parser.feed(body))
         if self._framing.finished is not None:

@@ -44,6 +44,7 @@ typedef uint8_t u8;
 enum {
     READ_BYTES = 256 * 1024,         /* one read, so that one stream can't starve the others */
     MAX_HEAD = 64 * 1024,
+    MAX_PATHS = 1024,
     MAX_CHUNK = 4 * 1024 * 1024,
     MAX_CACHED_CHUNK = 128 * 1024,
     SMALL_CHUNK = 2048,
@@ -56,10 +57,10 @@ enum {
 /* ------------------------------------------------------------------------------------------------ options */
 
 static const char *opt_host = "127.0.0.1";
-static const char *opt_path = "/stream?channel=swarm";
+static const char *opt_paths[MAX_PATHS] = {"/stream?channel=swarm"}; /* the streams take them in turn */
 static char opt_headers[8192];
 static int opt_port = 8000, opt_streams = 100, opt_in_flight = 64, opt_rate, opt_sources = 1, opt_receive_buffer;
-static int opt_retry_cap_ms = 1000;
+static int opt_path_count, opt_retry_cap_ms = 1000;
 static u32 opt_expect;
 static double opt_duration;
 static bool opt_http10, opt_no_cache, opt_reopen_refused, opt_reopen_ended;
@@ -219,15 +220,17 @@ static void check_number(struct stream *s, u64 number) {
     }
 }
 
+static void record_age(i64 sent_ns) {
+    bool realtime = sent_ns > 1000000000000000000; /* no machine runs for 31 years */
+    record(&latency, now_ns + (realtime ? realtime_offset_ns : 0) - sent_ns);
+}
+
 static void take_event(struct stream *s, const struct item *item) {
     total.events++;
     if (!(item->has & HAS_ID)) total.without_id++;
     if (item->has & HAS_NUMBER) check_number(s, item->number);
     else total.unnumbered++;
-    if (item->has & HAS_TIME) {
-        bool realtime = item->sent_ns > 1000000000000000000; /* no machine runs for 31 years */
-        record(&latency, now_ns + (realtime ? realtime_offset_ns : 0) - item->sent_ns);
-    }
+    if (item->has & HAS_TIME) record_age(item->sent_ns);
     if (!total.first_event_ns) total.first_event_ns = now_ns;
     total.last_event_ns = now_ns;
     if (++s->events == opt_expect) reached++;
@@ -254,6 +257,7 @@ struct cached {
     char *bytes;
     u32 length, capacity, items_count, items_capacity;
     struct item *items;
+    bool is_run; /* nothing but events with times, contiguous numbers, and growing ids or none */
 };
 
 static struct cached cache[SMALL_SLOTS];
@@ -278,9 +282,11 @@ static bool digits(const char **p, const char *end, u64 *value) {
     return some;
 }
 
+/* Data that begins with "seq N t T ", or is JSON with a string that does. */
 static void take_data(struct item *block, const char *p, const char *end) {
     bool first = !(block->has & HAS_DATA);
     block->has |= HAS_DATA;
+    if (first && p < end && *p == '{') p = memmem(p, (size_t)(end - p), "\"seq ", 5), p = p ? p + 1 : end;
     if (!first || end - p < 5 || memcmp(p, "seq ", 4)) return;
     p += 4;
     if (!digits(&p, end, &block->number)) return;
@@ -397,6 +403,43 @@ static struct cached *slot_of(const char *p, size_t length) {
     return &cache[hash % (length > SMALL_CHUNK ? LARGE_SLOTS : SMALL_SLOTS)];
 }
 
+static bool is_run(const struct cached *slot) {
+    const struct item *items = slot->items;
+    for (u32 i = 0; i < slot->items_count; i++) {
+        const struct item *item = &items[i], *before = i ? item - 1 : item;
+        if (item->kind != ITEM_EVENT || (item->has | HAS_ID) != (HAS_DATA | HAS_FIELD | HAS_NUMBER | HAS_TIME | HAS_ID)) return false;
+        if (item->has != items[0].has || item->number != items[0].number + i) return false;
+        bool grows = before->id_ms < item->id_ms || (before->id_ms == item->id_ms && before->id_seq < item->id_seq);
+        if (i && item->has & HAS_ID && !grows) return false;
+    }
+    return slot->items_count > 1;
+}
+
+/* Apply the rest of a run, whose first event was applied like any other, at once; the same as one after the other. */
+static void apply_rest(struct stream *s, const struct cached *slot) {
+    u32 rest = slot->items_count - 1;
+    const struct item *last = &slot->items[rest];
+    bool short_of = s->events < opt_expect;
+    s->number = last->number;
+    s->window = rest < 64 ? s->window << rest | (((u64)1 << rest) - 1) : ~(u64)0;
+    s->events += rest;
+    reached += short_of && s->events >= opt_expect;
+    total.events += rest;
+    total.last_event_ns = now_ns;
+    if (last->has & HAS_ID) s->id_ms = last->id_ms, s->id_seq = last->id_seq;
+    else total.without_id += rest;
+    for (const struct item *item = slot->items + 1; item <= last; item++) record_age(item->sent_ns);
+}
+
+/* Apply what a chunk does, once more. */
+static void apply_cached(struct stream *s, const struct cached *slot) {
+    const struct item *first = slot->items;
+    bool next = slot->is_run && s->numbered && first->number == s->number + 1;
+    bool newer = next && (!(first->has & HAS_ID) || first->id_ms > s->id_ms || (first->id_ms == s->id_ms && first->id_seq > s->id_seq));
+    for (u32 i = 0; i < (newer ? 1 : slot->items_count); i++) apply(s, &slot->items[i]);
+    if (newer) apply_rest(s, slot);
+}
+
 static void take_chunk(struct stream *s, const char *p, size_t length) {
     total.chunks++;
     if (opt_no_cache || length > MAX_CACHED_CHUNK || !between_blocks(s)) {
@@ -406,7 +449,7 @@ static void take_chunk(struct stream *s, const char *p, size_t length) {
     struct cached *slot = slot_of(p, length);
     if (slot->length == length && !memcmp(slot->bytes, p, length)) {
         total.cached_chunks++;
-        for (u32 i = 0; i < slot->items_count; i++) apply(s, &slot->items[i]);
+        apply_cached(s, slot);
         return;
     }
     slot->length = 0;
@@ -421,6 +464,7 @@ static void take_chunk(struct stream *s, const char *p, size_t length) {
     }
     memcpy(slot->bytes, p, length);
     slot->length = (u32)length;
+    slot->is_run = is_run(slot);
 }
 
 /* ------------------------------------------------------------------------------------ opening and ending */
@@ -501,7 +545,7 @@ static void open_stream(struct stream *s) {
 /* Each "%d" of the path becomes the stream's number. */
 static int write_path(char *out, size_t room, u32 index) {
     size_t length = 0;
-    for (const char *p = opt_path; *p && length + 12 < room; p++) {
+    for (const char *p = opt_paths[opt_path_count ? index % (u32)opt_path_count : 0]; *p && length + 12 < room; p++) {
         if (p[0] == '%' && p[1] == 'd') length += (size_t)sprintf(out + length, "%u", index), p++;
         else out[length++] = *p;
     }
@@ -939,6 +983,11 @@ static void add_header(const char *line) {
     sprintf(opt_headers + used, "%s\r\n", line);
 }
 
+static void add_path(const char *path) {
+    if (opt_path_count == MAX_PATHS) errno = E2BIG, die("paths");
+    opt_paths[opt_path_count++] = path;
+}
+
 static void read_options(int argc, char **argv) {
     static const struct option options[] = {
         {"host", 1, 0, 'h'},       {"port", 1, 0, 'p'},      {"streams", 1, 0, 'n'},        {"path", 1, 0, 'u'},
@@ -951,7 +1000,7 @@ static void read_options(int argc, char **argv) {
         case 'h': opt_host = optarg; break;
         case 'p': opt_port = atoi(optarg); break;
         case 'n': opt_streams = atoi(optarg); break;
-        case 'u': opt_path = optarg; break;
+        case 'u': add_path(optarg); break;
         case 'H': add_header(optarg); break;
         case 'f': opt_in_flight = atoi(optarg); break;
         case 'r': opt_rate = atoi(optarg); break;

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -201,7 +201,8 @@ class StreamRow:
 class Swarm:
     """A running load client, as a context manager.
 
-    Each `%d` in the URL becomes the stream's number: `.../stream?channel=name-%d`. `sources`
+    Each `%d` in the URL becomes the stream's number: `.../stream?channel=name-%d`; of several URLs,
+    which differ in nothing but path and query, the streams take one after the other. `sources`
     spreads the streams over 127.0.0.1 and so on, past the ports of one address. At most `in_flight`
     streams wait for their response head, and at most `rate` a second are opened (0: no limit). With
     `reopen="refused"` a stream that was softly refused is opened again after its retry time (at
@@ -211,7 +212,7 @@ class Swarm:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         streams: int,
         *,
         headers: Mapping[str, str] | None = None,
@@ -225,14 +226,17 @@ class Swarm:
         retry_cap_ms: int = 1000,
         cache: bool = True,
     ) -> None:
-        parts = urlsplit(url)
+        urls = [urlsplit(one) for one in ([url] if isinstance(url, str) else url)]
+        parts = urls[0]
         command = [
             str(compiled(SOURCE)),
             f"--host={parts.hostname}",
             f"--port={parts.port}",
             f"--streams={streams}",
         ]
-        command += [f"--path={parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")]
+        command += [
+            f"--path={one.path or '/'}" + (f"?{one.query}" if one.query else "") for one in urls
+        ]
         command += [f"--header={name}: {value}" for name, value in (headers or {}).items()]
         command += [
             f"--in-flight={in_flight}",

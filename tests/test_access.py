@@ -22,8 +22,10 @@ from service.errors import (
     PushlineError,
     Unauthorized,
 )
+from service.event import FIRST_ID, Event
 from service.grants import Grant
 from service.keys import PublishKeys
+from service.publication import Publication
 from service.revocations import Revocations
 from service.tickets import Tickets
 from service.tokens import TokenVerifier
@@ -264,12 +266,17 @@ def test_who_was_revoked_asks_once_more(tickets: Tickets) -> None:
     ticket = tickets.issue(ana, ["mine.a"])
     granted = access.subscriber(Credentials(ticket=ticket), ["mine.a"])
     access.check_current(granted)
-    access.revoke("ana")
+    tickets._store.open(FIRST_ID)
+    later = Publication(Event("x"), ("a",))
+    (command,) = tickets._store.publish([later], FIRST_ID)
+    access.revoke("ana", command.id)
     assert asked.forgotten == ["ana"]
     for grant in (granted, access.subscriber(Credentials(ticket=ticket), ["mine.a"])):
         with pytest.raises(ExpiredCredential):
             access.check_current(grant)
     access.check_current(ana)
+    new = tickets.issue(ana, ["mine.a"])
+    access.check_current(access.subscriber(Credentials(ticket=new), ["mine.a"]))
 
 
 @pytest.mark.parametrize("keys", [False, True])

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.access_model import (
     KINDS,
     MODES,
     PUBLIC,
+    REFUSALS,
     ROUTES,
     Route,
     counts,
@@ -40,7 +42,8 @@ from tests.access_model import (
     tells_pages,
 )
 from tests.applications import Application, Stream, making
-from tests.credentials import KEY, LIMITED_KEY, SECRET, bearer, cookie, token
+from tests.credentials import KEY, LIMITED_KEY, METRICS_TOKEN, SECRET, bearer, cookie, token
+from tests.little_server import LittleServer, Question
 from tests.live_server import until
 from tests.valkey import Valkey
 
@@ -65,6 +68,17 @@ ORIGINS = {
 }
 """Where the page is from that sends a request."""
 
+SESSIONS = {"all": 204, "mine": 200, "unknown": 401, "banned": 403, "trouble": 500}
+"""What the application answers to these sessions; it knows no others."""
+
+
+def answer(question: Question) -> tuple[int, bytes]:
+    """What the application says of a session: what AUTHORIZE_URL is for."""
+    name = question.headers.get("Cookie", "").removeprefix("session=")
+    status = SESSIONS.get(name, 401)
+    return status, json.dumps({"channels": MINE}).encode() if status == 200 else b""
+
+
 Request = tuple[dict[str, str], str]
 """Headers, and what is added to the query."""
 
@@ -83,6 +97,7 @@ def requests(application: Application, valkey: Valkey) -> dict[str, Request]:
         "none": ({}, ""),
         "publish key": (bearer(KEY), ""),
         "publish key with patterns": (bearer(LIMITED_KEY), ""),
+        "METRICS_TOKEN": (bearer(METRICS_TOKEN), ""),
         "unknown key": (bearer(KEY + "x"), ""),
         "token to publish": (bearer(token(publish=MINE)), ""),
         "token to stream": (bearer(token(subscribe=MINE)), ""),
@@ -98,11 +113,17 @@ def requests(application: Application, valkey: Valkey) -> dict[str, Request]:
         "ticket": ({}, f"ticket={ticket}"),
         "ticket that is over": ({}, f"ticket={old}"),
         "unknown ticket": ({}, f"ticket={'x' * 43}"),
+        "session that `AUTHORIZE_URL` lets in": ({"Cookie": "session=all"}, ""),
+        "session with rights of `AUTHORIZE_URL`": ({"Cookie": "session=mine"}, ""),
+        "session that it doesn't know": ({"Cookie": "session=unknown"}, ""),
+        "session that it refuses": ({"Cookie": "session=banned"}, ""),
+        "session of which it can't tell": ({"Cookie": "session=trouble"}, ""),
     }
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "production": {"publish_open": False},
+    "AUTHORIZE_URL": {"publish_open": False},
     "PUBLISH_OPEN": {},
     "PUBLISH_OPEN alone": {"publish_keys": (), "jwt_secret": ()},
     "local": {
@@ -119,12 +140,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @contextlib.contextmanager
 def running(valkey: Valkey, mode: str) -> Iterator[Application]:
     """An application in this mode, that is ready."""
-    with making(valkey.url) as make:
+    with making(valkey.url) as make, LittleServer(answer=answer) as asked:
         values: dict[str, Any] = {
+            "authorize_url": f"{asked.url}/may" if MODES[mode].asks else None,
             "publish_keys": ((KEY, ("*",)), (LIMITED_KEY, tuple(MINE))),
             "jwt_secret": (("", SECRET),),
             "public_channels": ("open.*",),
             "cors_origins": (LISTED,),
+            "metrics_token": METRICS_TOKEN,
             **SETTINGS[mode],
         }
         made = make(**values)
@@ -269,7 +292,10 @@ def test_the_matrix_is_complete(valkey: Valkey) -> None:
         assert {(route.method, route.rule) for route in ROUTES.values()} == served
         assert requests(application, valkey).keys() == CREDENTIALS.keys()
     places = {spec.name for spec in dataclasses.fields(Credentials)} - {"headers"}
-    shown = CREDENTIALS.values()
+    sessions = [one for one in CREDENTIALS.values() if one.place == "session"]
+    assert len(sessions) == len(SESSIONS)
+    assert {one.fault for one in sessions} == {"", "no_credential", *REFUSALS}
+    shown = [one for one in CREDENTIALS.values() if one not in sessions]
     assert {one.place for one in shown} == {*places, "nowhere"}
     assert {one.place for one in shown if one.subscribe} == places
     assert {one.place for one in shown if one.fault == "bad_credential"} == places
@@ -280,7 +306,7 @@ def test_the_matrix_is_complete(valkey: Valkey) -> None:
         (True, False, False), (False, True, False), (True, True, False), (False, False, True),
     }  # fmt: skip
     assert len(ROUTES) == len(list(routes()))
-    assert len(list(cells())) * len(MODES) > 9_000
+    assert len(list(cells())) * len(MODES) > 14_000
 
 
 def test_the_table_of_the_documentation() -> None:
@@ -292,7 +318,7 @@ def test_the_table_of_the_documentation() -> None:
 # --------------------------------------------------------------------------------------- origins
 
 
-@pytest.mark.parametrize("mode", ["production", "local"])
+@pytest.mark.parametrize("mode", ["production", "AUTHORIZE_URL", "local"])
 def test_the_matrix_of_origins(mode: str, valkey: Valkey) -> None:
     """Pages of foreign origins change nothing, and a cookie opens nothing to them, whatever the
     mode; the own page and listed ones get what their credential gets, and listed ones may read it.
@@ -300,7 +326,8 @@ def test_the_matrix_of_origins(mode: str, valkey: Valkey) -> None:
     fill(valkey)
     with running(valkey, mode) as application:
         shown = requests(application, valkey)
-        names = ("none", "token to publish and stream", "token in the cookie", "ticket")
+        names = ("none", "token to publish and stream", "token in the cookie", "ticket",
+                 "session with rights of `AUTHORIZE_URL`")  # fmt: skip
         for origin, name, route in itertools.product(ORIGINS, names, ROUTES.values()):
             check_origin(application, mode, origin, name, route, shown[name])
 
@@ -313,7 +340,7 @@ def check_origin(application: Application, mode: str, origin: str, name: str, ro
     wanted = expected(MODES[mode], CREDENTIALS[name], route, GRANTED)
     refuses = {"foreign": refuses_foreign_pages, "null": refuses_foreign_pages,
                "embedded": refuses_embedding}  # fmt: skip
-    if origin in refuses and refuses[origin](CREDENTIALS[name], route):
+    if origin in refuses and refuses[origin](MODES[mode], CREDENTIALS[name], route):
         wanted = 403, "foreign_origin"
     if route.method == "HEAD":
         wanted = wanted[0], ""
@@ -326,4 +353,4 @@ def check_origin(application: Application, mode: str, origin: str, name: str, ro
         ]
         assert tuple(got) == allowed, (origin, name, route.name)
         if tells_pages(route):
-            assert response.headers["Vary"] == "Origin"
+            assert "Origin" in response.vary

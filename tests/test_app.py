@@ -26,6 +26,7 @@ from service.routes.items import MAX_BATCH_EVENTS
 from service.routes.page import STATIC
 from service.settings import Settings
 from tests.applications import Application, Make, check_problem, making
+from tests.credentials import SECRET, bearer, token
 from tests.live_server import until
 from tests.sse_client import ParsedEvent
 from tests.valkey import Valkey, free_port
@@ -555,7 +556,7 @@ def test_a_stream_that_is_left_gives_everything_back(
     stream.events(1)
     stream.close()
     assert app.service.hub.streams == 0
-    assert app.service.hub._views == {}
+    assert app.service.hub.views == {}
     assert app.service.limits._total == 0
     followed = {name: one.streams for name, one in app.service.broker._following.items()}
     assert followed == {CONTROL: 1, "a": 0}
@@ -849,3 +850,17 @@ def test_a_body_that_a_drain_cuts_off_is_no_fault_of_the_client(
         problem = check_problem(response, status, code)
         assert ("Retry-After" in response.headers) == draining
         assert method == "POST" or (problem["line"], problem["events"]) == (1, 0)
+
+
+def test_an_old_ticket_is_void_on_a_new_worker(make: Make) -> None:
+    """Who closes a user's streams takes the tickets back on workers too that start only then."""
+    settings: dict[str, Any] = {"jwt_secret": (("", SECRET),), "public_channels": ()}
+    old = make(**settings)
+    shown, path = bearer(token("ann", subscribe=["mine.*"])), "channel=mine.a"
+    ticket = old.client.post(f"/tickets?{path}", headers=shown).get_json()["ticket"]
+    closed = old.client.delete("/streams?user=ann", headers=bearer(token(admin=True)))
+    assert closed.status_code == 202
+    new = make(**settings).client
+    assert new.head(f"/stream?{path}&ticket={ticket}").status_code == 401
+    ticket = old.client.post(f"/tickets?{path}", headers=shown).get_json()["ticket"]
+    assert new.head(f"/stream?{path}&ticket={ticket}").status_code == 200

@@ -22,7 +22,15 @@ import trustme
 import service.authorizer
 from service.authorizer import MAX_QUESTIONS, Authorizer
 from service.endpoint import MAX_ANSWER_BYTES
-from service.errors import CannotAuthorize, ConfigError, NotGranted, PushlineError, Unauthorized
+from service.errors import (
+    CannotAuthorize,
+    ConfigError,
+    NotGranted,
+    PushlineError,
+    RedisDown,
+    Unauthorized,
+)
+from service.event import EventId
 from service.grants import Grant
 from tests.fault_proxy import FaultProxy
 from tests.live_server import until
@@ -33,6 +41,9 @@ ALL_OF_THEM = Grant(subscribe=CHANNELS)
 LONG_SECONDS = 60.0
 SHORT_SECONDS = 0.3
 """A timeout that tests wait for."""
+
+CLOCK = EventId(1_700_000_000_000, 3)
+"""The last id that Redis has given out."""
 
 Write = Callable[[bytes], int]
 Answer = bytes | Callable[[Write], object]
@@ -148,7 +159,9 @@ def make(
     url: str, *, timeout_seconds: float = LONG_SECONDS, cache_seconds: float = 0
 ) -> Authorizer:
     """An authorizer that waits long and remembers nothing, unless told otherwise."""
-    return Authorizer(url, timeout_seconds=timeout_seconds, cache_seconds=cache_seconds)
+    return Authorizer(
+        url, clock=lambda: CLOCK, timeout_seconds=timeout_seconds, cache_seconds=cache_seconds
+    )
 
 
 @pytest.fixture
@@ -885,3 +898,29 @@ def test_waiting_for_a_turn_is_part_of_the_time(
     backend.go_on.set()
     assert authorizer.ask({}, ("d",)) == Grant(subscribe=("d",))
     assert MAX_QUESTIONS == 100
+
+
+# ------------------------------------------------------------------------------------- its moment
+
+
+def test_an_answer_is_of_the_moment_before_it(backend: Backend) -> None:
+    """It has the last id from before the question: what is revoked meanwhile may not be known
+    there. So has an answer that is remembered.
+    """
+    ids = iter((EventId(1, 0), EventId(2, 0)))
+    authorizer = Authorizer(
+        backend.url, clock=lambda: next(ids), timeout_seconds=LONG_SECONDS, cache_seconds=60
+    )
+    assert [authorizer.ask({}, CHANNELS).as_of for _ in range(2)] == [EventId(1, 0)] * 2
+
+
+def test_without_redis_nothing_is_asked(backend: Backend) -> None:
+    """When Redis doesn't say what its clock is, nobody can tell."""
+
+    def fail() -> EventId:
+        raise RedisDown("it is gone")
+
+    authorizer = Authorizer(backend.url, clock=fail, timeout_seconds=1, cache_seconds=0)
+    with pytest.raises(CannotAuthorize, match="it is gone"):
+        authorizer.ask({}, CHANNELS)
+    assert backend.asked == []

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from service.batch import LAST_CHUNK, MAX_BATCH_BYTES, Batch, chunk, joined
+from service.batch import LAST_CHUNK, MAX_BATCH_BYTES, chunk, joined
 from service.frame import Frame
 from tests.sse_client import ChunkedBody, End
 
@@ -42,13 +42,6 @@ def test_joining_keeps_every_byte_in_order() -> None:
     assert b"".join(batch.plain for batch in batches) == b"".join(frame.data for frame in frames)
     for batch in batches:
         assert len(batch.plain) <= MAX_BATCH_BYTES or len(batch.plain) == 70_000
-
-
-def test_a_batch_is_one_chunk_made_once() -> None:
-    """All HTTP/1.1 streams share one chunk, whose head is part of the shared bytes."""
-    batch = Batch(b"x" * 300)
-    assert batch.chunked() == b"12c\r\n" + b"x" * 300 + b"\r\n"
-    assert batch.chunked() is batch.chunked()
 
 
 def test_chunks_are_read_back() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import ssl
 import time
 from collections.abc import Iterator
 
@@ -13,8 +14,10 @@ import pytest
 import service.broker
 import service.following
 import service.redis_link
+from service.counts import LOST_REASONS
 from service.errors import NotFollowing, RedisDown
 from service.event import EventId
+from service.redis_address import LinkLost
 from service.reset import Loss
 from tests.fault_proxy import FaultProxy
 from tests.live_server import until
@@ -329,6 +332,25 @@ def test_a_restart_is_survived(
     assert "events of 2 channels may be missing: lost" in lost[1].getMessage()
     assert node.resets == [(["a", "b"], Loss.LOST, None)]
     assert len([r for r in caplog.records if "is connected" in r.getMessage()]) == 2
+    assert +node.counts.redis_losses == {"eof": 1}, "once, however often it was tried"
+    assert node.counts.gaps == 0, "nothing is kept that was missed"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LinkLost("an event did not come", reason="probe"), "probe"),
+        (LinkLost("refused"), "error"),
+        (ConnectionResetError(), "eof"),
+        (TimeoutError(), "timeout"),
+        (ssl.SSLError("reason", "of its own"), "error"),
+        (RedisDown(), "error"),
+    ],
+)
+def test_why_a_link_was_lost(error: Exception, reason: str) -> None:
+    """Log and metrics know four reasons."""
+    assert service.broker._reason(error) == reason
+    assert reason in LOST_REASONS
 
 
 def test_a_frozen_redis_is_replaced(
@@ -345,6 +367,8 @@ def test_a_frozen_redis_is_replaced(
         until(lambda: proxy.connections == 2 and node.broker.ready, 3, "a new link")
         node.publish("a", "x")
         assert node.wait_data(2) == ["missed", "x"]
+        assert +node.counts.redis_losses == {"timeout": 1}
+        assert (node.counts.gaps, node.counts.gap_filled) == (1, 1)
         node.close()
         nodes.clear()
 

@@ -25,11 +25,13 @@ from service.errors import (
     BadParameter,
     ChannelEnded,
     ConfigError,
+    EventTooLarge,
     IdempotencyConflict,
     RedisDown,
     RedisError,
 )
-from service.event import FIRST_ID
+from service.event import FIRST_ID, EventId
+from service.message_publisher import BATCH_MESSAGES
 from service.sse import Message
 from tests.live_server import until
 from tests.nodes import make_store, publish
@@ -673,3 +675,56 @@ def test_a_position_stored_during_a_catch_up(valkey: Valkey) -> None:
             assert next(messages).event == "$reset"
             assert subscriber.position == first
             assert [next(messages).data for _ in range(5)] == [str(n) for n in range(5)]
+
+
+def test_many_messages_at_once(valkey: Valkey) -> None:
+    """They are stored in order under increasing ids, over more than one round trip."""
+    with MessagePublisher("a") as publisher:
+        ids = publisher.publish_messages(range(BATCH_MESSAGES + 5), event="number")
+    store = make_store(valkey.url, names=RedisNames("pushline:"))
+    (frames,) = store.entries([("a", FIRST_ID)], 2 * BATCH_MESSAGES)
+    store.close()
+    assert [str(frame.id) for frame in frames] == ids[-len(frames) :]
+    assert len(set(ids)) == BATCH_MESSAGES + 5
+    assert sorted(ids, key=EventId.parse) == ids
+    assert b"data: 1004\n" in frames[-1].data
+    assert frames[-1].name == "number"
+
+
+def test_one_bad_message_keeps_all_back(valkey: Valkey) -> None:
+    """What can't be an event is told before anything is published."""
+    with MessagePublisher("a") as publisher:
+        for bad, error in (
+            (b"\xff", BadEvent),
+            ("\ud800", BadEvent),
+            ("x" * 300_000, EventTooLarge),
+        ):
+            with pytest.raises(error):
+                publisher.publish_messages(["fine", bad])
+    assert valkey.cli("EXISTS", "pushline:s:a") == 0
+
+
+def test_what_went_out_before_an_end_is_told(valkey: Valkey) -> None:
+    """When messages are refused, `published` has a place for each: its id, or None."""
+    with MessagePublisher("a") as publisher:
+        publisher.publish_message("before")
+        publisher.end()
+        with pytest.raises(ChannelEnded) as raised:
+            publisher.publish_messages(["1", "2"])
+        assert list(raised.value.published) == [None, None]
+    with MessagePublisher("b") as publisher:
+        batches = iter([None, "pushline:t:b"])
+        publish = publisher._store.publish
+
+        def publish_and_end(*arguments: Any) -> Any:
+            ended = next(batches)
+            if ended:
+                valkey.cli("HSET", ended, "ended", "1-1")
+            return publish(*arguments)
+
+        publisher._store.publish = publish_and_end  # type: ignore[assignment, method-assign]
+        with pytest.raises(ChannelEnded) as raised:
+            publisher.publish_messages(range(BATCH_MESSAGES + 2))
+        assert [one is not None for one in raised.value.published] == (
+            [True] * BATCH_MESSAGES + [False] * 2
+        )

@@ -5,22 +5,20 @@ from __future__ import annotations
 import time
 
 import pytest
-from flask import Flask
+from werkzeug.wrappers import Request
 
 from service.errors import BadParameter
 from service.event import FIRST_ID, EventId
 from service.resumption import Start
 from service.routes.cursors import MAX_LAST, read_start
 
-APP = Flask("test")
 CURSOR = EventId(1_700_000_000_000, 7)
 
 
 def start(query: str = "", header: str | None = None) -> Start | None:
     """What a request asks for."""
     headers = {} if header is None else {"Last-Event-ID": header}
-    with APP.test_request_context(f"/stream?channel=a&{query}", headers=headers):
-        return read_start()
+    return read_start(Request.from_values(f"/stream?channel=a&{query}", headers=headers))
 
 
 def test_without_a_wish_it_begins_now() -> None:

@@ -85,7 +85,16 @@ def test_heroku_sets_only_settings_that_exist() -> None:
     settings = Settings.from_environ({**environ, "REDIS_URL": "rediss://:pw@host:6380"})
     settings.check_can_serve()
     assert settings.publish_keys == ((generated, ("*",)),)
-    assert settings.public_patterns == ("*",)
+    assert settings.jwt_secret == (("", generated),)
+    assert settings.public_patterns == (), "what is published is for nobody until somebody says so"
+    assert not settings.publish_open
+
+
+def test_opening_heroku_for_a_demo_is_one_line() -> None:
+    """README.md and docs/operations.md tell how to make tokens there, and how to open streams."""
+    for name in ("README.md", "docs/operations.md"):
+        assert "heroku config:set PUBLIC_CHANNELS='*'" in page(name)
+        assert 'heroku run "python -m service token ' in page(name)
 
 
 def test_every_ending_is_documented() -> None:

@@ -457,8 +457,9 @@ def test_a_link_that_never_begins_is_given_up(
     follower = Follower(
         store, Following(), RecentEvents(), make_rules().tail_seconds, node.receiver
     )
-    with pytest.raises(LinkLost, match="delivers nothing"):
+    with pytest.raises(LinkLost, match="delivers nothing") as raised:
         follower.start(Silent())  # type: ignore[arg-type]
+    assert raised.value.reason == "probe"
     store.close()
     node.close()
 

@@ -91,6 +91,8 @@ def test_it_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PUBLISH_OPEN", "0", "PUBLISH_OPEN=1"),
         ("JWT_ALGORITHMS", "HS256", "JWT_ALGORITHMS has HS256"),
         ("REDIS_URL", "", "REDIS_URL is not set"),
+        ("AUTHORIZE_URL", "http://a..b/may?key=x", "AUTHORIZE_URL='http://a..b/may' can't be used"),
+        ("JWT_JWKS_URL", "http://a..b/keys", "JWT_JWKS_URL='http://a..b/keys' can't be used"),
     ):
         with monkeypatch.context() as context:
             context.setenv(name, value)
@@ -106,3 +108,45 @@ def test_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a system without /dev/shm gunicorn chooses a directory itself."""
     monkeypatch.setattr(os.path, "isdir", lambda path: False)
     assert read()["worker_tmp_dir"] is None
+
+
+class Forked:
+    """What stands in for gunicorn's workers."""
+
+    metrics_slot = -1
+
+
+class Arbiter:
+    """What stands in for gunicorn's master."""
+
+    def __init__(self) -> None:
+        self.WORKERS: dict[int, Forked] = {}
+        self.cfg = Config()
+
+
+def test_metrics_have_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers share a directory of this user's alone; each has a slot, and a dead one's is free.
+
+    Of a dead worker the counters stay and the gauges go; in the end all of it goes.
+    """
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
+    monkeypatch.setenv("PUSHLINE_METRICS_SLOT", "")
+    made, master = read(), Arbiter()
+    made["on_starting"](master)
+    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    assert directory.stat().st_mode & 0o777 == 0o700
+    for pid in range(12):
+        master.WORKERS[pid] = Forked()
+        made["pre_fork"](master, master.WORKERS[pid])
+        assert os.environ["PUSHLINE_METRICS_SLOT"] == str(pid)
+        for kind in ("counter", "gauge_livesum", "gauge_livemin"):
+            (directory / f"{kind}_{pid}.db").touch()
+    before = {path.name for path in directory.iterdir()}
+    made["child_exit"](master, master.WORKERS.pop(1))
+    gone = before - {path.name for path in directory.iterdir()}
+    assert gone == {"gauge_livesum_1.db", "gauge_livemin_1.db"}, "not those of 11"
+    heir = Forked()
+    made["pre_fork"](master, heir)
+    assert heir.metrics_slot == 1
+    made["on_exit"](master)
+    assert not directory.exists()

@@ -31,6 +31,7 @@ from service.reset import Loss
 from service.sockets import Sockets
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.encodings import CHUNKED, PLAIN, framing
 from tests.live_server import until
 from tests.sse_client import EventStreamParser, ParsedEvent, event_data, parse_stream
 
@@ -61,7 +62,7 @@ class Client:
         self.writes: list[bytes | memoryview] = []
         self.ended_at = 0.0
         selection = Selection(channels or ("a",), names, visible_pings, granted)
-        self.subscriber = Subscriber(self, 5, selection, "", chunked=chunked)
+        self.subscriber = Subscriber(self, 5, selection, "", encoding=framing(chunked))
         hub.attach(self.subscriber, position)
 
     def write(self, fd: int, data: bytes | memoryview, /) -> int:
@@ -273,13 +274,13 @@ def test_nothing_is_left_of_streams_that_ended(hub: Hub) -> None:
 
     other.subscriber.end(Ending.CLIENT_LEFT)
 
-    assert (hub.streams, hub._views, hub._views_of) == (0, {}, {})
+    assert (hub.streams, hub.views, hub._views_of) == (0, {}, {})
 
 
 def test_a_stream_that_never_attached_can_be_detached(hub: Hub) -> None:
     """A client that left before its stream was attached changes no count."""
     outlet = Client(hub)
-    never = Subscriber(outlet, 6, Selection(("z",)), "", chunked=False)
+    never = Subscriber(outlet, 6, Selection(("z",)), "", encoding=PLAIN)
     never.end(Ending.CLIENT_LEFT)
     assert hub.streams == 1
 
@@ -385,7 +386,7 @@ def test_taking_a_socket_over_never_yields(hub: Hub) -> None:
     server, client = socket.socketpair()
     with no_switch():
         fd = sockets.take_over(server)
-        subscriber = Subscriber(sockets, fd, Selection(("a",)), "", chunked=True)
+        subscriber = Subscriber(sockets, fd, Selection(("a",)), "", encoding=CHUNKED)
         sockets.watch(subscriber)
         subscriber.send(b"head")
         hub.attach(subscriber, FIRST_ID)
@@ -438,7 +439,7 @@ def test_a_released_number_is_not_reused_during_a_fan_out(hub: Hub, tiny_slices:
         server, client = socket.socketpair()
         ends.append(client)
         fd = sockets.take_over(server)
-        subscriber = Subscriber(sockets, fd, Selection((channel,)), "", chunked=False)
+        subscriber = Subscriber(sockets, fd, Selection((channel,)), "", encoding=PLAIN)
         sockets.watch(subscriber)
         hub.attach(subscriber, FIRST_ID)
         return subscriber
@@ -599,7 +600,7 @@ def test_heartbeats_come_in_time_and_not_together(hub: Hub) -> None:
     now = time.monotonic()
     for number in range(200):
         Client(hub, f"channel{number}")
-    due = [view.heartbeat_at - now for view in hub._views.values()]
+    due = [view.heartbeat_at - now for view in hub.views.values()]
     latest = HEARTBEAT_SECONDS - TICK_SECONDS
     assert max(due) <= latest + 0.1
     assert min(due) >= latest - JITTER * HEARTBEAT_SECONDS
@@ -609,7 +610,7 @@ def test_heartbeats_come_in_time_and_not_together(hub: Hub) -> None:
 def test_an_event_is_a_sign_of_life(hub: Hub) -> None:
     """A view that has just got an event needs no heartbeat; the other views do."""
     busy, quiet = Client(hub, "a"), Client(hub, "b")
-    for view in hub._views.values():
+    for view in hub.views.values():
         view.heartbeat_at = 0.0
     hub.deliver([("a", frame(1))])
     hub.beat(time.monotonic())
@@ -627,7 +628,7 @@ def test_the_position_is_told_about_once_a_minute(hub: Hub) -> None:
     hub.deliver([("a", frame(5)), ("elsewhere", frame(9))])
     start = time.monotonic() + HEARTBEAT_SECONDS
     for seconds in range(0, 3 * POSITION_SECONDS, 15):
-        hub._views[client.subscriber.selection].heartbeat_at = 0.0
+        hub.views[client.subscriber.selection].heartbeat_at = 0.0
         hub.beat(start + seconds)
 
     parser = EventStreamParser()
@@ -655,7 +656,7 @@ def test_the_position_is_never_ahead_of_what_was_written(hub: Hub, tiny_slices: 
     while not ahead[0].writes and not ahead[1].writes:
         gevent.sleep(0)
     assert hub.position == EventId(2, 0)
-    hub._views[behind.subscriber.selection].heartbeat_at = 0.0
+    hub.views[behind.subscriber.selection].heartbeat_at = 0.0
 
     heartbeat = gevent.spawn(hub.beat, time.monotonic())
     delivery.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from flask import Flask
+from werkzeug.wrappers import Request
 
 from service.errors import (
     BadBody,
@@ -31,8 +31,7 @@ LIMIT = 100
 
 def options(query: str) -> TextOptions:
     """The options in a request's query."""
-    with Flask("test").test_request_context(f"/?{query}"):
-        return TextOptions.of_request()
+    return TextOptions.of_request(Request.from_values(f"/?{query}"))
 
 
 def test_the_query_is_part_of_each_text() -> None:

@@ -10,6 +10,7 @@ from service.event import FIRST_ID
 from service.iterator import OPEN, IteratorOutlet
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection, View
+from tests.encodings import PLAIN
 
 OUTBOX_BYTES = 100
 
@@ -21,7 +22,7 @@ class Stream:
         self.ended: list[Subscriber] = []
         self.slow: set[Subscriber] = set()
         outlet = IteratorOutlet(self.ended.append, self.slow, outbox_bytes=OUTBOX_BYTES)
-        self.subscriber = Subscriber(outlet, OPEN, Selection(("a",)), "", chunked=False)
+        self.subscriber = Subscriber(outlet, OPEN, Selection(("a",)), "", encoding=PLAIN)
         self.pieces = outlet.pieces(self.subscriber)
 
 

@@ -123,7 +123,7 @@ def test_publish_and_subscribe(valkey: Valkey) -> None:
         assert listener.stdout is not None
         assert "".join(listener.stdout.readline() for _ in expected.splitlines()) == expected
         listener.send_signal(signal.SIGINT)
-        assert listener.communicate(timeout=5) == ("", "")
+        assert listener.communicate(timeout=20) == ("", "")
         assert listener.returncode == 130
 
 
@@ -331,6 +331,26 @@ def test_useless_keys_are_refused_before_anything_starts(
     assert out == ""
     assert err.startswith("pushline: JWT_SECRET has a key that no algorithm")
     assert "sss" not in err
+    assert served == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("AUTHORIZE_URL", "http://a..b/may"), ("JWT_JWKS_URL", "https://h:99999/keys")],
+)
+def test_serve_refuses_an_address_that_is_none(
+    served: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+) -> None:
+    """One line names setting and value, and no Valkey is started for it."""
+    monkeypatch.setenv(name, text)
+    monkeypatch.setattr(embedded, "start", None)
+    assert main(["serve", "--port", str(free_port())]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"pushline: {name}={text!r} can't be used: it takes ")
     assert served == []
 
 

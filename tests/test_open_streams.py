@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -9,9 +10,12 @@ import gevent
 import pytest
 
 import service.open_streams
-from service.open_streams import OpenStreams
+from service.control import Close
+from service.event import EventId
+from service.open_streams import LATE_SECONDS, SKEW_SECONDS, OpenStreams
 from service.subscriber import Ending, Subscriber
 from service.view import Selection
+from tests.encodings import PLAIN
 from tests.live_server import until
 from tests.readers import Reader
 
@@ -25,7 +29,7 @@ class Ender:
     def __init__(self) -> None:
         self.expired: list[Subscriber] = []
         self.also_ends: dict[Subscriber, Subscriber] = {}
-        self.streams = OpenStreams(self.end)
+        self.streams = OpenStreams(self.end, lambda moment: moment + NOON)
 
     def end(self, subscriber: Subscriber) -> None:
         """Note whose time is over; another stream may end because of it."""
@@ -35,13 +39,20 @@ class Ender:
                 one.end(Ending.EXPIRED)
                 self.streams.remove(one)
 
-    def open(self, expires_at: float | None = None, user: str = "") -> Subscriber:
-        """Open a stream."""
+    def open(
+        self,
+        expires_at: float | None = None,
+        user: str = "",
+        as_of: EventId | None = None,
+        opened_at: float = 0.0,
+    ) -> Subscriber:
+        """Open a stream, so many seconds after noon by Redis's clock."""
         number = self.streams.next_number()
         subscriber = Subscriber(
-            Reader(), 5, Selection(("a",)), "", chunked=False,
-            user=user, number=number, expires_at=expires_at,
+            Reader(), 5, Selection(("a",)), "", encoding=PLAIN,
+            user=user, number=number, expires_at=expires_at, as_of=as_of,
         )  # fmt: skip
+        subscriber.opened_at = opened_at
         self.streams.add(subscriber)
         return subscriber
 
@@ -131,7 +142,7 @@ def test_removing_what_was_never_there_is_harmless(ender: Ender) -> None:
     other = ender.open(NOON)
     for expires_at in (None, NOON, NOON + 5):
         stranger = Subscriber(
-            Reader(), 5, Selection(("a",)), "", chunked=False, expires_at=expires_at
+            Reader(), 5, Selection(("a",)), "", encoding=PLAIN, expires_at=expires_at
         )
         ender.streams.remove(stranger)
     ender.streams.end_expired(NOON + 10)
@@ -250,3 +261,65 @@ def test_one_token_may_open_again_and_again(ender: Ender) -> None:
     ender.streams.end_expired(NOON)
     assert ender.expired == [keeper]
     assert ender.nothing_left()
+
+
+# -------------------------------------------------------------------------------------- commands
+
+COMMAND = EventId(NOON * 1000, 5)
+"""Given at noon, by Redis's clock."""
+
+
+def test_a_command_closes_what_was_there(ender: Ender) -> None:
+    """A user's streams from before are meant, by whatever they were opened; also those of which it
+    isn't certain that they are later.
+    """
+    meant = {ender.open(user="ana", opened_at=at) for at in (-3600, 0, SKEW_SECONDS)}
+    meant.add(ender.open(user="ana", as_of=EventId(NOON * 1000, 4), opened_at=-1))
+    ender.open(user="bob")
+    ender.open()
+    assert set(ender.streams.meant_by(Close(user="ana"), COMMAND)) == meant
+
+
+def test_a_late_command_spares_later_streams(ender: Ender) -> None:
+    """What was opened or granted after it stays; a grant from before opens nothing that stays."""
+    ender.open(user="ana", opened_at=SKEW_SECONDS + 0.01)
+    ender.open(user="ana", as_of=COMMAND, opened_at=-1)
+    ender.open(user="ana", as_of=EventId(NOON * 1000 + 1, 0), opened_at=100)
+    old = ender.open(user="ana", as_of=EventId(NOON * 1000, 4), opened_at=100)
+    assert ender.streams.meant_by(Close(user="ana"), COMMAND) == [old]
+
+
+def test_a_name_is_of_one_stream(ender: Ender) -> None:
+    """A command that names a stream closes it, as it has seen it."""
+    stream = ender.open(user="ana", opened_at=100)
+    name = ender.streams.name_of(stream.number)
+    assert ender.streams.meant_by(Close(stream=name), COMMAND) == [stream]
+
+
+def test_without_knowing_a_time_everything_is_meant(ender: Ender) -> None:
+    """A stream whose grant is of no known time, and a Redis whose clock isn't known, save none."""
+    unsaid = Subscriber(Reader(), 5, Selection(("a",)), "", encoding=PLAIN, user="ana")
+    ender.streams.add(unsaid)
+    assert ender.streams.meant_by(Close(user="ana"), COMMAND) == [unsaid]
+    unsaid.as_of, ender.streams._redis_seconds_at = None, lambda moment: moment - math.inf
+    assert ender.streams.meant_by(Close(user="ana"), COMMAND) == [unsaid]
+
+
+def test_a_command_on_time_closes_all(ender: Ender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stream can have been opened since one that is seconds old, whatever a clock says."""
+    stream = ender.open(user="ana", opened_at=SKEW_SECONDS + 1)
+    granted = ender.open(user="ana", as_of=COMMAND)
+    for age, meant in ((LATE_SECONDS - 0.1, [stream]), (LATE_SECONDS + 0.1, [])):
+        monkeypatch.setattr(time, "monotonic", lambda age=age: age)
+        assert ender.streams.meant_by(Close(user="ana"), COMMAND) == meant
+    assert granted.ending is None
+
+
+def test_a_clock_that_was_set_saves_nobody(ender: Ender) -> None:
+    """A stream is later only if that was so when it opened, and is so by what is known now."""
+    before = ender.open(user="ana", opened_at=-60)
+    ender.streams._redis_seconds_at = lambda moment: moment + NOON + 120
+    assert ender.streams.meant_by(Close(user="ana"), COMMAND) == [before]
+    after = ender.open(user="ana", opened_at=60)
+    ender.streams._redis_seconds_at = lambda moment: moment + NOON - 120
+    assert set(ender.streams.meant_by(Close(user="ana"), COMMAND)) == {before, after}

@@ -14,6 +14,7 @@ from service.overflow import Overflow, Piece, thinned
 from service.sse import encode, encode_id
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.encodings import CHUNKED, framing
 from tests.sse_client import ChunkedBody, ParsedEvent, parse_stream
 
 OUTBOX_BYTES = 1000
@@ -34,9 +35,10 @@ class SlowClient:
 
     def __init__(self, overflow: Overflow, *, chunked: bool = False, room: int = 0) -> None:
         self.room = room
+        self.chunked = chunked
         self.taken = b""
         self.subscriber = Subscriber(
-            self, 7, Selection(CHANNELS), "192.0.2.1", chunked=chunked, overflow=overflow
+            self, 7, Selection(CHANNELS), "192.0.2.1", encoding=framing(chunked), overflow=overflow
         )
 
     def write(self, fd: int, data: bytes | memoryview, /) -> int:
@@ -59,7 +61,7 @@ class SlowClient:
         """Make room for everything and return all events that the client got."""
         self.room = 1_000_000
         self.subscriber.flush()
-        body = ChunkedBody().feed(self.taken) if self.subscriber.chunked else self.taken
+        body = ChunkedBody().feed(self.taken) if self.chunked else self.taken
         return parse_stream(body)
 
 
@@ -110,6 +112,17 @@ def test_conflate_keeps_the_newest_of_each_name() -> None:
     assert len(events) < 20
 
 
+def test_conflate_is_bounded_however_many_names_there_are() -> None:
+    """The newest names stay; what is kept leaves room, so that not each event conflates."""
+    client = SlowClient(Overflow.CONFLATE)
+    offer(client, range(300), tuple(f"name{n}" for n in range(200)))
+    assert client.subscriber.unsent <= OUTBOX_BYTES + 300
+    events = client.read_all()
+    assert numbers_of(events) == sorted(numbers_of(events))
+    assert numbers_of(events)[-1] == 299
+    assert 3 <= len(numbers_of(events)) <= 10
+
+
 @pytest.mark.parametrize("overflow", [Overflow.DROP_OLDEST, Overflow.CONFLATE])
 @pytest.mark.parametrize("sent", [1, 60, 119, 120, 121, 300])
 def test_a_half_sent_batch_is_never_dropped(overflow: Overflow, sent: int) -> None:
@@ -156,7 +169,9 @@ def test_close_ends_the_stream() -> None:
 def test_bytes_stay_shared() -> None:
     """What is kept are the very batches that all streams share, not copies."""
     batches = list(joined([frame(number, size=40_000) for number in range(6)]))
-    waiting = [Piece(batch.chunked(), batch.frames) for batch in batches]
-    kept = thinned(waiting, Overflow.DROP_OLDEST, 100_000, CHANNELS, Batch.chunked)
+    waiting = [Piece(CHUNKED.encode(batch), batch.frames) for batch in batches]
+    kept = thinned(waiting, Overflow.DROP_OLDEST, 100_000, CHANNELS, CHUNKED.encode)
 
-    assert [id(piece.data) for piece in kept[1:]] == [id(one.chunked()) for one in batches[-2:]]
+    assert [id(piece.data) for piece in kept[1:]] == [
+        id(CHUNKED.encode(one)) for one in batches[-2:]
+    ]

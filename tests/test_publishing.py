@@ -30,7 +30,7 @@ class Redis:
 
 def events(*channels: str) -> list[Publication]:
     """One event for each channel, or for several with commas between."""
-    return [Publication(Event("x"), tuple(one.split(","))) for one in channels]
+    return [Publication(Event("x"), tuple(one.split(",")), key="k") for one in channels]
 
 
 def test_what_is_granted_is_published() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from service.errors import (
 from service.event import FIRST_ID, Event, EventId
 from service.frame import unpack
 from service.publication import Publication
+from service.publish_script import CALL_EVENTS
 from service.redis_store import RedisStore
 from tests.fault_proxy import FaultProxy
 from tests.live_server import until
@@ -451,10 +453,10 @@ def test_what_was_answered_before_a_cut_is_told(proxied: tuple[FaultProxy, Redis
     """When the connection breaks between answers, the ids that came are told."""
     proxy, store = proxied
     publish_one(store)
-    proxy.dribble(12, 0.01)
+    proxy.dribble(200, 0.01)
     attempt = gevent.spawn(store.publish, [HELLO] * 200, FIRST_ID)
     passed = proxy.passed[1]
-    until(lambda: proxy.passed[1] > passed + 200, 10, "some answers")
+    until(lambda: proxy.passed[1] > passed + CALL_EVENTS * 25, 10, "the first call's answers")
     proxy.cut()
     with pytest.raises(OutcomeUnknown) as raised:
         attempt.get()
@@ -495,14 +497,17 @@ def test_what_went_out_is_named_after_scripts_were_loaded(
     reply, count = service.redis_pool._reply, itertools.count()
 
     def break_off(connection: Any) -> Any:
-        if next(count) == 10 + len(service.redis_store.SCRIPTS) + 3:
+        if next(count) == 3 + len(service.redis_store.SCRIPTS) + 2:
             raise OSError
         return reply(connection)
 
     monkeypatch.setattr(service.redis_pool, "_reply", break_off)
+    events = [HELLO] * (2 * CALL_EVENTS + 1)
     with pytest.raises(OutcomeUnknown) as raised:
-        store.publish([HELLO] * 10, FIRST_ID)
-    assert [one is not None for one in raised.value.published] == [True] * 3 + [False] * 7
+        store.publish(events, FIRST_ID)
+    assert [one is not None for one in raised.value.published] == [True] * (len(events) - 1) + [
+        False
+    ]
 
 
 def test_a_broken_read_is_no_fault(
@@ -545,3 +550,32 @@ def test_renewed_connections(store: RedisStore, valkey: Valkey) -> None:
         publish_one(store)
     after = valkey.cli("CLIENT", "LIST").decode().splitlines()
     assert sum(line.split()[0] not in before for line in after) >= 1
+
+
+# ------------------------------------------------------------------------------------------ time
+
+
+def test_the_clock_of_redis_is_known(valkey: Valkey) -> None:
+    """From a connection or a mark on a store can tell what Redis's clock has shown at any moment,
+    and never says more.
+    """
+    store = make_store(valkey.url)
+    assert store.seconds_at(time.monotonic()) == -math.inf
+    for learn in (lambda: store.open(FIRST_ID), lambda: store.send_mark("m", "token")):
+        store._behind = math.inf
+        learn()
+        for _ in range(20):
+            told = store.seconds_at(time.monotonic())
+            seconds, microseconds = map(int, valkey.cli("TIME"))
+            shown = seconds + microseconds / 1e6
+            assert shown - 0.5 < told < shown
+    store.close()
+
+
+def test_the_last_id_is_known(valkey: Valkey) -> None:
+    """Nothing at first, then what was given out last."""
+    store = make_store(valkey.url)
+    assert store.clock() == FIRST_ID
+    (receipt,) = store.publish([Publication(Event("x"), ("a",))], FIRST_ID)
+    assert store.clock() == receipt.id
+    store.close()

@@ -31,6 +31,7 @@ SECRETS = {
     "PUBLISH_KEYS": f"{KEY}=a.*",
     "JWT_SECRET": "a secret".replace(" ", "-") * 4,
     "JWT_PUBLIC_KEY": PEM,
+    "METRICS_TOKEN": "hunter2-reads-metrics",
 }
 """A good value of each secret."""
 
@@ -117,6 +118,8 @@ def test_defaults() -> None:
         ("COOKIE_NAME", "__Host-pushline", "cookie_name", "__Host-pushline"),
         ("TICKET_SECONDS", "1", "ticket_seconds", 1),
         ("AUTHORIZE_URL", "http://h:8080/may", "authorize_url", "http://h:8080/may"),
+        ("AUTHORIZE_URL", "http://127.0.0.1/", "authorize_url", "http://127.0.0.1/"),
+        ("AUTHORIZE_URL", "https://A_b.c-d.example.", "authorize_url", "https://A_b.c-d.example."),
         ("AUTHORIZE_TIMEOUT_SECONDS", "0.5", "authorize_timeout_seconds", 0.5),
         ("AUTHORIZE_CACHE_SECONDS", "0", "authorize_cache_seconds", 0),
         ("MAX_CONNECTIONS_PER_USER", "0", "max_connections_per_user", 0),
@@ -174,6 +177,16 @@ def test_values_are_read(name: str, text: str, field: str, value: object) -> Non
         ("TICKET_SECONDS", "61", "from 1 to 60"),
         ("TICKET_SECONDS", "0", "from 1 to 60"),
         ("AUTHORIZE_URL", "file:///x", "a URL with https:// or http://, without"),
+        *(
+            (name, text, "a URL with https:// or http://")
+            for name in ("AUTHORIZE_URL", "JWT_JWKS_URL")
+            for text in (
+                *("http://a..b/", "http://.a/", "http://./", f"http://{'a' * 64}.example/"),
+                *("http://h:99999/", "http://h:x/", "http://h:0/", "http://:80/", "http:///x"),
+                *("http://h,i/", "http://h%2e/", "http://h\\i/", "http://[::g]/", "http://1::2/"),
+                *("http://h/\t", "http://h/\xe4", "http://\xe4/", "//h/", "h:80"),
+            )
+        ),
         ("AUTHORIZE_TIMEOUT_SECONDS", "0", "a number from 0.1 to 60"),
     ],
 )

@@ -21,6 +21,7 @@ from service.settings import raise_file_limit
 from service.sockets import EVENTS_PER_POLL, SEND_BUFFER_BYTES, SUPPORTED, Sockets
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.encodings import CHUNKED, framing
 from tests.live_server import until
 
 if not SUPPORTED:
@@ -57,7 +58,7 @@ class Bench:
     def adopt(self, server: socket.socket, *, chunked: bool = False) -> Subscriber:
         """Take a connection over and watch it."""
         fd = self.sockets.take_over(server)
-        subscriber = Subscriber(self.sockets, fd, Selection(("a",)), "", chunked=chunked)
+        subscriber = Subscriber(self.sockets, fd, Selection(("a",)), "", encoding=framing(chunked))
         self.sockets.watch(subscriber)
         return subscriber
 
@@ -279,7 +280,7 @@ def test_a_backlog_arrives_whole_and_in_order(bench: Bench) -> None:
     subscriber.finish(Ending.DRAINED)
     assert bench.slow == {subscriber}
     with bench.running():
-        assert read_to_end(client) == b"".join(map(Batch.chunked, batches)) + LAST_CHUNK
+        assert read_to_end(client) == b"".join(map(CHUNKED.encode, batches)) + LAST_CHUNK
     assert bench.ended == [subscriber]
     assert subscriber.ending is Ending.DRAINED
     assert bench.slow == set()

@@ -10,6 +10,7 @@ import pytest
 from service.batch import LAST_CHUNK, Batch, chunk
 from service.subscriber import GONE, Ending, Subscriber, ending_for
 from service.view import Selection, View
+from tests.encodings import framing
 from tests.sse_client import ChunkedBody, End
 
 OUTBOX_BYTES = 100
@@ -54,7 +55,7 @@ class Pipe:
 def open_stream(room: int = 1_000_000, *, chunked: bool = False) -> tuple[Subscriber, Pipe]:
     """A stream whose client's kernel takes `room` bytes."""
     pipe = Pipe(room)
-    return Subscriber(pipe, 7, Selection(("a",)), "192.0.2.1", chunked=chunked), pipe
+    return Subscriber(pipe, 7, Selection(("a",)), "192.0.2.1", encoding=framing(chunked)), pipe
 
 
 def test_an_idle_stream_costs_one_write() -> None:

@@ -228,6 +228,24 @@ def test_a_position_may_repeat_the_last_id() -> None:
     assert run_to_end([CHUNKED, *map(chunk, stale), LAST_CHUNK]).faults == {"id_duplicates": 1}
 
 
+def test_numbers_within_json() -> None:
+    """A number is found in the first string of a JSON object that begins with one."""
+    wrapped = b'data: {"channel": "a", "pub": {"data": "seq 1 t 1 x"}}\n\n'
+    others = b'data: {"connect": {}}\n\ndata: {\n\ndata: ["seq 2 "]\n\n'
+    report = run_to_end([CHUNKED, chunk(wrapped), chunk(others), LAST_CHUNK])
+    assert (report.events, report.unnumbered, report.latency_ms.count) == (4, 3, 1)
+
+
+def test_streams_take_paths_in_turn() -> None:
+    """Of several URLs each stream has one, whose %d is still the stream's number."""
+    with serving([CHUNKED, LAST_CHUNK]) as server:
+        urls = [f"{server.url}&other={name}" for name in "ab"]
+        with Swarm(urls, 5) as swarm:
+            swarm.wait_ended(10)
+    taken = {number: re.findall(rb"&other=(.)", request) for number, request in server.requests}
+    assert taken == {0: [b"a"], 1: [b"b"], 2: [b"a"], 3: [b"b"], 4: [b"a"]}
+
+
 def test_what_is_not_an_ordinary_event() -> None:
     """Comments, stray blank lines, reserved events and events without number or id are counted."""
     stream = (
@@ -373,6 +391,40 @@ def test_the_cache_is_used_and_is_right() -> None:
             "id_duplicates": 2 * 20,
             "id_inversions": 6 * 20,
         }
+    assert counts[0] == counts[1]
+
+
+def run_of(first: int, last: int, ids: bool) -> bytes:
+    """One chunk of contiguous events, with or without ids."""
+    numbers = range(first, last + 1)
+    return chunk(
+        b"".join(event(n) if ids else b"data: %b\n\n" % payload(n).encode() for n in numbers)
+    )
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_runs_count_like_single_events(ids: bool) -> None:
+    """A chunk of contiguous events is counted at once: next, repeated, late, and after a gap."""
+    runs = [
+        (1, 100),
+        (101, 130),
+        (131, 300),
+        (131, 300),
+        (290, 305),
+        (401, 500),
+        (1, 5),
+        (501, 502),
+    ]
+    pieces = [CHUNKED, *(run_of(first, last, ids) for first, last in runs), LAST_CHUNK]
+    counts = []
+    for cache in (True, False):
+        with serving(pieces) as server, Swarm(server.url, 10, cache=cache, expect=250) as swarm:
+            report = swarm.wait_ended(10)
+        counts.append((*counted(report), report.latency_ms.count))
+        assert bool(report.cached_chunks) == cache
+        assert (report.events, report.latency_ms.count) == (5930, 5930)
+        assert (report.lost, report.short_of_expected) == (950, 0)
+        assert report.without_id == (0 if ids else 5930)
     assert counts[0] == counts[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ import gevent
 import pytest
 
 from service.channels import RedisNames
-from service.errors import BadCredential, CannotAuthorize, RedisDown
+from service.errors import BadCredential, CannotAuthorize, ExpiredCredential, RedisDown
+from service.event import FIRST_ID, Event
 from service.grants import Grant
+from service.publication import Publication
 from service.redis_store import RedisStore
 from service.tickets import Tickets
 from tests.nodes import NAMES, make_store
@@ -198,3 +201,42 @@ def test_nobodys_ticket_costs_nothing(store: RedisStore, valkey: Valkey) -> None
     assert len({tickets.issue(Grant(), []) for _ in range(100)}) == 1
     assert valkey.cli("DBSIZE") == 0
     assert tickets.redeem(tickets.issue(Grant(), [])) == Grant()
+
+
+def test_a_ticket_is_of_its_time(tickets: Tickets, store: RedisStore) -> None:
+    """It knows the last id before it, at once and in whatever millisecond; one for an answer that
+    is older is as old as that.
+    """
+    for _ in range(20):
+        (before,) = store.publish([Publication(Event("x"), ("a",))], FIRST_ID)
+        ticket = tickets.issue(ADMIN, SCOPE)
+        (after,) = store.publish([Publication(Event("x"), ("a",))], FIRST_ID)
+        as_of = tickets.redeem(ticket).as_of
+        assert as_of is not None
+        assert before.id <= as_of < after.id
+    old = dataclasses.replace(ADMIN, as_of=before.id)
+    assert tickets.redeem(tickets.issue(old, SCOPE)).as_of == before.id
+
+
+def test_a_ticket_of_an_empty_redis(tickets: Tickets) -> None:
+    """Where nothing was published yet, whatever is published is later."""
+    assert tickets.redeem(tickets.issue(ADMIN, SCOPE)).as_of == FIRST_ID
+
+
+def test_tickets_are_taken_back_for_good(
+    tickets: Tickets, store: RedisStore, valkey: Valkey
+) -> None:
+    """What a user has got before a closing is refused, also by a worker that starts after it and
+    has never heard of it; what the user gets then is good, and others keep theirs.
+    """
+    ann, bob = (tickets.issue(Grant(user=one), SCOPE) for one in ("ann", "bob"))
+    (command,) = store.publish([Publication(Event("x"), ("a",))], FIRST_ID)
+    tickets.take_back("ann", command.id)
+    new_store = make_store(valkey.url)
+    for one in (tickets, Tickets(new_store, 60)):
+        with pytest.raises(ExpiredCredential):
+            one.redeem(ann)
+        assert one.redeem(bob).user == "bob"
+        assert one.redeem(one.issue(Grant(user="ann"), SCOPE)).user == "ann"
+    new_store.close()
+    assert 58 <= valkey.cli("TTL", NAMES.closing("ann")) <= 60, "as long as its tickets live"

@@ -7,26 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gevent
 import pytest
 
 from service import follower, resume
-from service.app import Service
 from service.batch import Batch, joined
+from service.channel_end import last_publication
 from service.control import CLOSE, CONTROL, Close
 from service.event import Event, EventId, ServiceEvent
 from service.follower import Follower
 from service.frame import Frame
+from service.hub import Hub
 from service.missed import Missed
+from service.open_streams import SKEW_SECONDS, OpenStreams
+from service.overflow import Overflow
 from service.publication import Publication
+from service.recent import RecentEvents
 from service.redis_link import RedisLink
 from service.replay import Replay
 from service.resume import Resumer
 from service.resumption import Start, Step
+from service.service import Service
 from service.settings import Settings
 from service.subscriber import Ending, Subscriber
 from service.view import Selection
+from tests.encodings import PLAIN
 from tests.readers import Reader
 from tests.valkey import Valkey
 
@@ -56,12 +63,17 @@ class Worker:
         cursor: str | None = None,
         granted: frozenset[str] = frozenset(),
         user: str = "",
+        as_of: EventId | None = None,
+        reader: Reader | None = None,
     ) -> Reader:
         """Open a stream, from now on or after `cursor`."""
-        reader = Reader()
+        reader = reader or Reader()
         selection = Selection(channels or ("a",), granted=granted)
         self.service.broker.follow(selection.channels)
-        subscriber = Subscriber(reader, 7, selection, "192.0.2.1", chunked=False, user=user)
+        subscriber = Subscriber(
+            reader, 7, selection, "192.0.2.1", encoding=PLAIN, user=user, as_of=as_of,
+            overflow=reader.overflow,
+        )  # fmt: skip
         self.service.streams.add(subscriber)
         if cursor is None:
             self.service.hub.attach(subscriber, self.service.hub.position)
@@ -74,6 +86,31 @@ class Worker:
     def cut(self) -> None:
         """Cut the pub/sub connection."""
         self.valkey.cli("CLIENT", "KILL", "TYPE", "pubsub")
+
+
+class Sleeper(Reader):
+    """A client that takes nothing until it wakes up, and may miss what is old then."""
+
+    outbox_bytes = 500
+    overflow = Overflow.DROP_OLDEST
+    waiting: Subscriber | None = None
+    awake = False
+
+    def write(self, fd: int, data: bytes | memoryview, /) -> int:
+        """Take all of it, or nothing."""
+        if not self.awake:
+            raise BlockingIOError
+        return super().write(fd, data)
+
+    def want_room(self, subscriber: Subscriber) -> None:
+        """Note who has something for it."""
+        self.waiting = subscriber
+
+    def wake_up(self) -> None:
+        """Read on."""
+        self.awake = True
+        assert self.waiting is not None
+        self.waiting.flush()
 
 
 @pytest.fixture
@@ -274,11 +311,80 @@ def a_revocation_reaches_a_worker_that_was_cut_off(worker: Worker) -> None:
     assert (revoked.ending, stays.ending) == (Ending.REVOKED, None)
 
 
+def a_late_command_spares_who_came_after_it(worker: Worker) -> None:
+    """A command that comes late ends the streams from before it, and those that an old grant has
+    opened since; who was let in anew stays.
+    """
+    service = worker.service
+    before = worker.open(user="ann")
+    old = service.store.clock()
+    worker.held = True
+    service.close_streams(Close(user="ann"))
+    gevent.sleep(SKEW_SECONDS + 0.2)
+    after = worker.open(user="ann")
+    by_old_ticket = worker.open(user="ann", as_of=old)
+    by_new_ticket = worker.open(user="ann", as_of=service.store.clock())
+    worker.held = False
+    with patch("service.open_streams.LATE_SECONDS", SKEW_SECONDS):
+        worker.publish("1")
+        after.expect("1")
+    by_new_ticket.expect("1")
+    assert (before.ending, by_old_ticket.ending) == (Ending.REVOKED, Ending.REVOKED)
+    assert (after.ending, by_new_ticket.ending) == (None, None)
+
+
+def ids_never_go_back(worker: Worker) -> None:
+    """A Redis that has lost what a worker knows, and whose clock is behind, goes on above it."""
+    reader = worker.open()
+    ahead = int(time.time() * 1000) + 3_600_000
+    worker.valkey.cli("HSET", "pushline:clock", "id", f"{ahead}-0")
+    first, *_ = worker.publish("1")
+    reader.expect("1")
+    worker.valkey.cli("HSET", "pushline:clock", "id", "1-0")
+    second, *_ = worker.publish("2", channel="b")  # its history would refuse the id
+    assert EventId.parse(second) > EventId.parse(first)
+
+
+def the_end_of_a_channel_ends_its_streams(worker: Worker) -> None:
+    """Streams of which all channels are finished close after `$end`; others go on."""
+    ends, stays = worker.open("a"), worker.open("a", "b")
+    worker.service.broker.publish([last_publication("a")])
+    ends.expect("$end")
+    stays.expect("$end")
+    assert (ends.ending, stays.ending) == (Ending.CHANNEL_ENDED, None)
+
+
+def what_was_forgotten_is_not_replayed(worker: Worker) -> None:
+    """A channel that is deleted is gone from memory as well; who had not got all of it is told."""
+    worker.open()
+    first, *_ = worker.publish("1", "2", "3")
+    gevent.sleep(0.2)
+    assert worker.service.store.forget("a")
+    gevent.sleep(0.2)
+    worker.open(cursor=first).expect("$reset")
+
+
+def who_reads_too_slowly_is_told_what_was_skipped(worker: Worker) -> None:
+    """An outbox is bounded: old events give way to new ones, and the stream says so."""
+    sleeper = Sleeper()
+    worker.open(reader=sleeper)
+    for n in range(40):
+        worker.publish(str(n))
+        gevent.sleep(0.005)
+    gevent.sleep(0.2)
+    assert sleeper.waiting is not None
+    assert sleeper.waiting.unsent < 2 * sleeper.outbox_bytes
+    sleeper.wake_up()
+    reset, *rest = sleeper.told()
+    assert (reset, rest[-1]) == ("$reset", "39")
+    assert len(rest) < 40
+
+
 def heartbeats_never_overtake_events(worker: Worker) -> None:
     """A position told by a heartbeat has no event below it still to come."""
     reader = worker.open()
     hub = worker.service.hub
-    view = next(iter(hub._views.values()))
+    view = next(iter(hub.views.values()))
     view.position_at = view.heartbeat_at = 0.0
     frames = [("a", Frame(EventId(2**41, n), "message", b"id: %d-%d\ndata: x\n\n" % (2**41, n)))
               for n in range(3)]  # fmt: skip
@@ -319,6 +425,11 @@ def without_key(self: Any, publications: Any) -> Any:
     return self._store.publish(bare, EventId(0, 0))
 
 
+def without_floor(self: Any, publications: Any) -> Any:
+    """Let Redis's clock alone make the ids."""
+    return self._store.publish(publications, EventId(0, 0))
+
+
 def without_rights(self: Selection, frame: Frame) -> bool:
     """Select by name only."""
     return self.names is None or frame.name in self.names
@@ -335,6 +446,11 @@ def shared_by_all(self: Step, selection: Selection) -> list[Batch]:
 def live_only(self: Close) -> Publication:
     """A command that nothing remembers."""
     return Publication(ServiceEvent(json.dumps(self._asdict()), CLOSE), (CONTROL,), stored=False)
+
+
+def never(*arguments: Any, **more: Any) -> bool:
+    """Nothing is so."""
+    return False
 
 
 def joined_without_memory(self: Resumer, channels: Any, cursor: Any) -> Any:
@@ -355,6 +471,11 @@ TWINS: list[tuple[Callable[[Worker], None], Any, str, Any]] = [
     (a_private_event_stays_private, Selection, "selects", without_rights),
     (streams_that_share_a_replay_keep_their_rights, Step, "batches", shared_by_all),
     (a_revocation_reaches_a_worker_that_was_cut_off, Close, "publication", live_only),
+    (ids_never_go_back, "service.broker.Broker", "publish", without_floor),
+    (the_end_of_a_channel_ends_its_streams, Hub, "_end_all", nothing),
+    (what_was_forgotten_is_not_replayed, RecentEvents, "drop", nothing),
+    (who_reads_too_slowly_is_told_what_was_skipped, Subscriber, "_overflow", nothing),
+    (a_late_command_spares_who_came_after_it, OpenStreams, "_is_later", never),
 ]
 SCENARIOS = [
     *dict.fromkeys(scenario for scenario, *_ in TWINS),

@@ -399,6 +399,32 @@ def test_lines_go_out_in_batches() -> None:
     assert upload.last_id == EventId(2 * BATCH_EVENTS + 100, 0)
 
 
+def test_lines_are_read_while_others_go_out() -> None:
+    """While Redis works on a batch, the lines of the next are made events; order is kept."""
+    seen: list[str] = []
+    ids = itertools.count(1)
+
+    def publish(events: list[Publication]) -> list[Receipt]:
+        seen.append(f"begin {events[0].event.data}")
+        gevent.sleep(0.01)
+        seen.append(f"end {events[0].event.data}")
+        return [Receipt(EventId(next(ids), 0)) for _ in events]
+
+    def read(line: bytes) -> Publication | None:
+        if int(line) % BATCH_EVENTS == 0:
+            seen.append(f"read {int(line)}")
+        return text_line(line)
+
+    upload = Upload(publish)
+    upload.publish([b"%d" % n for n in range(3 * BATCH_EVENTS)], read)
+    a, b, c = 0, BATCH_EVENTS, 2 * BATCH_EVENTS
+    assert seen.index(f"read {b}") < seen.index(f"begin {a}")
+    assert seen.index(f"begin {a}") < seen.index(f"read {c}") < seen.index(f"begin {b}")
+    calls = [one for one in seen if not one.startswith("read")]
+    assert calls == [f"{what} {n}" for n in (a, b, c) for what in ("begin", "end")]
+    assert upload.events == 3 * BATCH_EVENTS
+
+
 def test_nothing_is_no_call() -> None:
     """Blank lines alone are counted, and nothing is asked of Redis."""
     publisher = Publisher()

@@ -20,8 +20,9 @@ from gunicorn.config import Config
 from gunicorn.workers.ggevent import GeventWorker
 
 import service.worker
-from service.app import Service, create_app
+from service.app import create_app
 from service.control import CONTROL
+from service.service import Service
 from service.settings import Settings
 from service.sockets import HAND_OVER, HANDED_OVER
 from service.worker import PushlineWorker, with_hand_over
@@ -298,11 +299,11 @@ def test_only_plain_sockets_are_handed_over(kind: str | None) -> None:
     environ: dict[str, Any] = {} if kind is None else {"gunicorn.socket": offers[kind]}
     seen: list[bool] = []
 
-    def application(environ: Any, start_response: Any) -> list[bytes]:
+    def application(environ: Any, start_response: Any) -> tuple[bytes]:
         seen.append(HAND_OVER in environ)
-        return [b"body"]
+        return (b"body",)
 
-    assert with_hand_over(application)(environ, None) == [b"body"]
+    assert with_hand_over(application)(environ, None) == (b"body",)
     assert seen == [False]
     for sock in (ours, theirs, offers["ssl"], offers["subclass"]):
         if sock is not None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gevent
-from flask import request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected
+from werkzeug.wrappers import Request
 
 from service.errors import BadBody, BodyTooSlow, EventTooLarge, UnsupportedBody
+from service.routes.headers import header
 
 BODY_SECONDS = 10.0
 """How long a body may take; gunicorn itself never cuts a slow one."""
@@ -18,19 +19,19 @@ BODY_SECONDS = 10.0
 REFUSED_TYPES = ("multipart/", "application/octet-stream")
 
 
-def read_text(at_most_bytes: int) -> str:
-    """The request's body as text.
+def read_text(request: Request, at_most_bytes: int) -> str:
+    """The body of `request` as text.
 
     Raises EventTooLarge, BodyTooSlow, UnsupportedBody, and BadBody for what isn't UTF-8.
     """
-    check_type()
+    check_type(request)
     try:
-        return _read(at_most_bytes).decode()
+        return _read(request, at_most_bytes).decode()
     except UnicodeDecodeError as error:
         raise BadBody(f"byte {error.start} of the body is not UTF-8", fix="Send UTF-8") from None
 
 
-def check_type() -> None:
+def check_type(request: Request) -> None:
     """Raise UnsupportedBody for a type, charset or encoding that is no plain UTF-8."""
     kind = request.mimetype
     if kind.startswith(REFUSED_TYPES):
@@ -38,30 +39,34 @@ def check_type() -> None:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedBody(f"the body's charset is {charset[:40]!r}", fix="Send UTF-8")
-    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    encoding = (header(request, "Content-Encoding") or "identity").lower()
     if encoding != "identity":
         raise UnsupportedBody(
             f"the body's encoding is {encoding[:40]!r}", fix="Send it uncompressed"
         )
 
 
-def _read(at_most_bytes: int) -> bytes:
-    # Reading one byte more tells too large from just fitting, also without a Content-Length.
-    too_large = EventTooLarge(f"the body is larger than {at_most_bytes} bytes")
-    if (request.content_length or 0) > at_most_bytes:
-        raise too_large
+def _read(request: Request, at_most_bytes: int) -> bytes:
+    length, stream = request.content_length, request.stream
+    if (length or 0) > at_most_bytes:
+        raise _too_large(at_most_bytes)
     parts: list[bytes] = []
-    left = at_most_bytes + 1
+    # Without a Content-Length, one byte more tells too large from just fitting.
+    left = at_most_bytes + 1 if length is None else length
     slow = BodyTooSlow(f"it took over {BODY_SECONDS:.0f} s")
     with breaking_off(), gevent.Timeout(BODY_SECONDS, slow):
-        while left and (part := request.stream.read(left)):
+        while left and (part := stream.read(left)):
             parts.append(part)
             left -= len(part)
-    if not left:
-        raise too_large
     body = b"".join(parts)
-    check_length(len(body), request.content_length)
+    if len(body) > at_most_bytes:
+        raise _too_large(at_most_bytes)
+    check_length(len(body), length)
     return body
+
+
+def _too_large(at_most_bytes: int) -> EventTooLarge:
+    return EventTooLarge(f"the body is larger than {at_most_bytes} bytes")
 
 
 @contextmanager

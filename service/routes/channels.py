@@ -37,22 +37,22 @@ def channel_routes(store: RedisStore, gate: Gate) -> Blueprint:
 
     @routes.before_request
     def check_origin() -> None:
-        origins.check_change()
+        origins.check_change(request)
 
     @routes.after_request
     def allow_origin(response: Response) -> Response:
-        return origins.allow(response)
+        return origins.allow(request, response)
 
     @routes.get("/channels/<channel>/events", provide_automatic_options=False)
     def events(channel: str) -> Response:
         """A page of the channel's history, oldest first."""
-        grant = gate.subscriber([check_channel(channel)])
+        grant = gate.subscriber(request, [check_channel(channel)])
         return json_answer(_history(store, channel, private=grant.may_subscribe(channel)))
 
     @routes.post("/channels/<channel>/end", provide_automatic_options=False)
     def end(channel: str) -> Response:
         """Finish the channel: its streams end, and it takes no more events."""
-        publish = gate.publish_to(check_channel(channel))
+        publish = gate.publish_to(request, check_channel(channel))
         try:
             (receipt,) = publish([_last_event(channel)])
         except ChannelEnded:
@@ -65,7 +65,7 @@ def channel_routes(store: RedisStore, gate: Gate) -> Blueprint:
     @routes.delete("/channels/<channel>", provide_automatic_options=False)
     def forget(channel: str) -> Response:
         """Forget the channel's history and that it is finished."""
-        gate.publish_to(check_channel(channel))
+        gate.publish_to(request, check_channel(channel))
         store.forget(channel)
         return Response(status=204)
 
@@ -73,7 +73,7 @@ def channel_routes(store: RedisStore, gate: Gate) -> Blueprint:
     @routes.route("/channels/<channel>/events", methods=["OPTIONS"])
     def preflight(channel: str) -> Response:
         """Answer a page's preflight."""
-        return origins.preflight(_methods(request.path))
+        return origins.preflight(request, _methods(request.path))
 
     return routes
 

@@ -6,11 +6,13 @@ import re
 import time
 from datetime import UTC, datetime
 
-from flask import request
+from werkzeug.wrappers import Request
 
+from service.durations import DURATION_PATTERN, seconds_of
 from service.errors import BadParameter
 from service.event import FIRST_ID, MAX_SEQUENCE, EventId
 from service.resumption import Start
+from service.routes.headers import header, parameter
 
 TWINS = ("last_event_id", "lastEventID", "lastEventId")
 """Names by which clients that can't set a header send their cursor."""
@@ -18,25 +20,22 @@ TWINS = ("last_event_id", "lastEventID", "lastEventId")
 MAX_LAST = 10_000
 """Events that `last` may ask for."""
 
-AGO_PATTERN = "([0-9]{1,9})([smhd])"
 SECONDS_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,6})?"
-"""What `since` may be besides a date: how long ago, or seconds since 1970."""
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+"""What `since` may be besides a date and how long ago: seconds since 1970."""
 
 
-def read_start() -> Start | None:
-    """Where this request wants its stream to begin; None for now.
+def read_start(request: Request) -> Start | None:
+    """Where `request` wants its stream to begin; None for now.
 
     A header wins over the query, because an EventSource repeats its URL when it reconnects. A
     cursor that can't be read is no error: the client could not get rid of it. Raises BadParameter.
     """
-    header = request.headers.get("Last-Event-ID", "")
-    if header:
-        return _from_cursor(header)
+    cursor = header(request, "Last-Event-ID")
+    if cursor:
+        return _from_cursor(cursor)
     for name in TWINS:
-        if request.args.get(name):
-            return _from_cursor(request.args[name])
+        if twin := parameter(request, name):
+            return _from_cursor(twin)
     if "last" in request.args:
         return Start(last=_count(request.args["last"]), proving=False)
     if "since" in request.args:
@@ -65,9 +64,8 @@ def _just_before(milliseconds: int) -> EventId:
 
 
 def _milliseconds(text: str) -> int:
-    now = time.time()
-    if match := re.fullmatch(AGO_PATTERN, text):
-        return max(0, int((now - int(match[1]) * _UNITS[match[2]]) * 1000))
+    if re.fullmatch(DURATION_PATTERN, text):
+        return max(0, int((time.time() - seconds_of(text)) * 1000))
     if re.fullmatch(SECONDS_PATTERN, text):
         return int(float(text) * 1000)
     try:

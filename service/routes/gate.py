@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from flask import request
+from werkzeug.wrappers import Request
 
 from service.access import Access, Credentials
 from service.addresses import Network, address_key, client_address
@@ -16,6 +16,7 @@ from service.grants import Grant
 from service.overload import TooManyConnects
 from service.publishing import Publishing, check_publish
 from service.rates import RateLimit
+from service.routes.headers import header, parameter
 from service.routes.items import Publish
 from service.routes.origins import Origins
 
@@ -42,50 +43,52 @@ class Gate:
         self._trusted_proxies = trusted_proxies
         self._cookie_name = cookie_name
 
-    def address(self) -> str:
+    def address(self, request: Request) -> str:
         """The client's address; empty on unix sockets."""
-        forwarded_for = request.headers.get("X-Forwarded-For", "")
+        forwarded_for = header(request, "X-Forwarded-For") or ""
         return client_address(request.remote_addr or "", forwarded_for, self._trusted_proxies)
 
-    def publisher(self) -> Grant:
+    def publisher(self, request: Request) -> Grant:
         """The grant to publish; only the Authorization header counts, never a cookie."""
-        grant = self.access.publisher(request.headers.get("Authorization", ""))
+        grant = self.access.publisher(header(request, "Authorization") or "")
+        if grant.credential:
+            return grant
         # Who shows no credential pays by address: else one of them could use up what all have.
-        return dataclasses.replace(grant, payer=grant.credential or address_key(self.address()))
+        return dataclasses.replace(grant, payer=address_key(self.address(request)))
 
-    def publish_to(self, *channels: str) -> Publish:
-        """What publishes for this request, which may publish to all of `channels`."""
-        grant = self.publisher()
+    def publish_to(self, request: Request, *channels: str) -> Publish:
+        """What publishes for `request`, which may publish to all of `channels`."""
+        grant = self.publisher(request)
         check_publish(grant, channels)
         return functools.partial(self._publishing.publish, grant)
 
-    def admin(self) -> Grant:
+    def admin(self, request: Request) -> Grant:
         """The grant to administrate."""
-        grant = self.publisher()
+        grant = self.publisher(request)
         if not grant.admin:
             if not grant.credential:
                 raise Unauthorized("this wants a token with the claim admin")
             raise NotGranted("this wants a token with the claim admin")
         return grant
 
-    def subscriber(self, channels: Sequence[str]) -> Grant:
+    def subscriber(self, request: Request, channels: Sequence[str]) -> Grant:
         """The grant to stream all of `channels`, which each address may ask for so often."""
-        address = self.address()
+        address = self.address(request)
         wait = self._connects.take(address_key(address)) if address else 0.0
         if wait:
             error = TooManyConnects()
             error.retry_after_seconds = math.ceil(wait)
             raise error
-        shown = self._shown()
+        shown = self._shown(request)
         if shown.by_cookie or self.access.asks_by_cookie(shown):
-            self.origins.check_page()  # a cookie says nothing of which page has asked
+            self.origins.check_page(request)  # a cookie says nothing of which page has asked
         return self.access.subscriber(shown, channels)
 
-    def _shown(self) -> Credentials:
-        headers = {name: request.headers[name] for name in FORWARDED if name in request.headers}
+    def _shown(self, request: Request) -> Credentials:
+        headers = {name: value for name in FORWARDED if (value := header(request, name))}
         return Credentials(
-            authorization=request.headers.get("Authorization", ""),
-            ticket=request.args.get("ticket", ""),
-            cookie=request.cookies.get(self._cookie_name, ""),
-            headers={**headers, "X-Forwarded-For": self.address()},
+            authorization=header(request, "Authorization") or "",
+            ticket=parameter(request, "ticket"),
+            cookie=request.cookies.get(self._cookie_name, "") if "Cookie" in headers else "",
+            headers={**headers, "X-Forwarded-For": self.address(request)},
         )

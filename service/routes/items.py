@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
-from flask import request
+from werkzeug.wrappers import Request
 
 from service.channels import check_channels
 from service.errors import BadBody, BadParameter, EventTooLarge, PushlineError
@@ -18,7 +18,7 @@ MAX_BATCH_EVENTS = 1000
 """Events in one array of POST /publish."""
 
 MAX_BATCH_DELIVERIES = 4000
-"""Channels that the events of one array, or one call, may name in all: Redis does it in one go."""
+"""Channels that the events of one array, or one call, may name in all."""
 
 MAX_BATCH_FACTOR = 16
 """How many times MAX_EVENT_BYTES a body of POST /publish may be: it escapes, and holds several."""
@@ -45,22 +45,30 @@ Publish = Callable[[list[Publication]], list[Receipt]]
 class TextOptions:
     """What the query says of a body of text, or of each line of one."""
 
-    event: str | None
-    retry: int | None
-    ttl: int | None
-    stored: bool
-    private: bool
+    event: str | None = None
+    retry: int | None = None
+    ttl: int | None = None
+    stored: bool = True
+    private: bool = False
 
     @classmethod
-    def of_request(cls) -> Self:
-        """Those of this request. Raises BadParameter."""
+    def of_request(cls, request: Request) -> Self:
+        """Those of `request`. Raises BadParameter."""
+        if not request.query_string:
+            return cls()
         unknown = request.args.keys() - PARAMETERS
         if unknown:
             known = ", ".join(sorted(PARAMETERS))
             raise BadParameter(f"{min(unknown)[:40]!r} is not known", fix=f"Known are {known}")
-        stored = _switch("history", "1", "history=0 delivers live only")
-        private = _switch("private", "0", "private=1 is for streams with a grant only")
-        return cls(request.args.get("event"), _number("retry"), _number("ttl"), stored, private)
+        stored = _switch(request, "history", "1", "history=0 delivers live only")
+        private = _switch(request, "private", "0", "private=1 is for streams with a grant only")
+        return cls(
+            request.args.get("event"),
+            _number(request, "retry"),
+            _number(request, "ttl"),
+            stored,
+            private,
+        )
 
     def publication(self, channel: str, text: str, key: str | None = None) -> Publication:
         """`text` as one event. Raises BadEvent."""
@@ -75,14 +83,14 @@ class TextOptions:
         )
 
 
-def _switch(name: str, default: str, fix: str) -> bool:
+def _switch(request: Request, name: str, default: str, fix: str) -> bool:
     said = request.args.get(name, default)
     if said not in ("0", "1"):
         raise BadParameter(f"{name} is neither 0 nor 1", fix=fix)
     return said == "1"
 
 
-def _number(name: str) -> int | None:
+def _number(request: Request, name: str) -> int | None:
     text = request.args.get(name)
     if text is None:
         return None

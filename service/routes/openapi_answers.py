@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from service import errors
-from service.errors import BadRequest, ConfigError, PushlineError, RedisRefused
+from service.error_codes import codes_of, kinds, problem_codes
+from service.errors import BadRequest, PushlineError, RedisRefused
 from service.routes.openapi_schemas import Schema, ref
 
 Errors = tuple[type[PushlineError], ...]
@@ -90,7 +91,7 @@ def problem_schema() -> Schema:
         "properties": {
             "title": {"type": "string"},
             "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "code": {"enum": _codes(kind for kind in _kinds() if kind.status >= 400)},
+            "code": {"enum": problem_codes()},
             "detail": {"type": "string"},
             "fix": {"description": "How to mend it", "type": "string"},
             "published": {
@@ -114,17 +115,17 @@ def problem_schema() -> Schema:
 
 def problems() -> Iterator[tuple[str, Schema]]:
     """For each status the answer that is a problem with one of its codes."""
-    statuses = {kind.status for kind in _kinds() if kind.status >= 400}
+    statuses = {kind.status for kind in kinds() if kind.status >= 400}
     for status in sorted(statuses.union(TOO_LONG)):
-        kinds = [kind for kind in _kinds() if kind.status == status] or [BadRequest]
-        told = {"status": {"const": status}, "code": {"enum": _codes(kinds)}}
+        same = [kind for kind in kinds() if kind.status == status] or [BadRequest]
+        told = {"status": {"const": status}, "code": {"enum": codes_of(same)}}
         schema = {"allOf": [ref("schemas", "Problem"), {"properties": told}]}
-        later = all(kind.retry_after_seconds is not None for kind in kinds)
+        later = all(kind.retry_after_seconds is not None for kind in same)
         yield (
             _name(status),
             {
                 "description": "\n".join(
-                    f"- `{', '.join(_codes([kind]))}`: {kind.title}" for kind in kinds
+                    f"- `{', '.join(codes_of([kind]))}`: {kind.title}" for kind in same
                 ),
                 "headers": RETRY_AFTER if later else HEADERS.get(status, {}),
                 "content": {"application/problem+json": {"schema": schema}},
@@ -132,30 +133,16 @@ def problems() -> Iterator[tuple[str, Schema]]:
         )
 
 
-def told(kinds: Errors) -> Iterator[tuple[int, Schema]]:
+def told(some: Errors) -> Iterator[tuple[int, Schema]]:
     """The answers to errors; their descriptions list the codes that a status may have here."""
-    kinds = (*ANY, *kinds)
-    for status in sorted({kind.status for kind in kinds}.union(TOO_LONG)):
-        same = [kind for kind in kinds if kind.status == status] or [BadRequest]
-        codes = ", ".join(f"`{code}`" for code in _codes(same))
+    some = (*ANY, *some)
+    for status in sorted({kind.status for kind in some}.union(TOO_LONG)):
+        same = [kind for kind in some if kind.status == status] or [BadRequest]
+        codes = ", ".join(f"`{code}`" for code in codes_of(same))
         if status < 400:
             yield status, {"description": f"{codes}: {same[0].title}"}
         else:
             yield status, {**ref("responses", _name(status)), "description": codes}
-
-
-def _kinds() -> Iterator[type[PushlineError]]:
-    """Every error that an answer may tell of."""
-    for kind in vars(errors).values():
-        if isinstance(kind, type) and issubclass(kind, PushlineError) and kind is not ConfigError:
-            yield kind
-
-
-def _codes(kinds: Iterable[type[PushlineError]]) -> list[str]:
-    found: set[str] = set()
-    for kind in kinds:
-        found.update(RedisRefused.codes if kind is RedisRefused else (kind.code,))
-    return sorted(found)
 
 
 def _name(status: int) -> str:

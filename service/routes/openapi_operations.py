@@ -8,6 +8,7 @@ from typing import Any
 
 from service.errors import BadChannel, BadParameter, TooManyPublishes
 from service.routes.items import MAX_BATCH_EVENTS, MAX_BATCH_FACTOR
+from service.routes.metrics import OPENMETRICS
 from service.routes.openapi_answers import (
     LOGIN,
     NAMED,
@@ -58,6 +59,7 @@ def operations(facts: Facts) -> Iterator[Operation]:
     yield from _items(facts)
     yield from _channels(facts)
     yield from _status()
+    yield from _metrics(facts)
     yield from _files()
 
 
@@ -78,6 +80,10 @@ def _streams(facts: Facts) -> Iterator[Operation]:
             "description": "The cursor, or `earliest` where something may be missing",
             "schema": text,
         },
+    }
+    headers |= {
+        "Content-Encoding": {"description": "Where gzip is accepted", "schema": {"const": "gzip"}},
+        "Vary": {"description": "What else the answer depends on", "schema": text},
     }
     opening = {"schema": text, "example": f"retry: 1968\nid: {EXAMPLE_ID}\n\n"}
     stream = {
@@ -247,6 +253,19 @@ def _status() -> Iterator[Operation]:
             200: _json("Ready", "They will", {"ready": True, "reasons": []}),
             503: _json("Ready", "They won't", unready),
         },
+    )
+
+
+def _metrics(facts: Facts) -> Iterator[Operation]:
+    text = {"schema": {"type": "string"}}
+    yield Operation(
+        route="GET /metrics",
+        name="metrics",
+        tag="Operations",
+        summary="The numbers of all workers, for Prometheus, with `METRICS_TOKEN` or claim `admin`",
+        answers={200: {"description": "They", "content": {"text/plain": text, OPENMETRICS: text}}},
+        errors=LOGIN,
+        security=facts.login("bearer", anyone=facts.anyone_administrates),
     )
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from service.channel_end import FINISHED
+from service.durations import DURATION_PATTERN
 from service.event import CONTROL_CHARACTERS
+from service.grants import MAX_USER_LETTERS
 from service.overflow import Overflow
 from service.routes.channels import MAX_PAGE_EVENTS, MAX_REASON_LETTERS, PAGE_EVENTS
-from service.routes.cursors import AGO_PATTERN, MAX_LAST, SECONDS_PATTERN, TWINS
+from service.routes.cursors import MAX_LAST, SECONDS_PATTERN, TWINS
 from service.routes.openapi_schemas import EXAMPLE_ID, KEY_PATTERN, RETRY, TTL, Schema, ref
 from service.routes.stream import MAX_NAMES
-from service.routes.streams import MAX_LETTERS
 
 SINCE: Schema = {
     "type": "string",
     "anyOf": [
-        {"pattern": f"^(?:{AGO_PATTERN}|{SECONDS_PATTERN})$"},
+        {"pattern": f"^(?:{DURATION_PATTERN}|{SECONDS_PATTERN})$"},
         {"format": "date-time"},
         {"format": "date"},
     ],
@@ -135,12 +136,12 @@ WHOSE_STREAMS = [
     _query(
         "user",
         "Close all streams of this user",
-        {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS},
+        {"type": "string", "minLength": 1, "maxLength": MAX_USER_LETTERS},
         example="ana",
     ),
     _query(
         "stream",
         "Close the stream that `Pushline-Stream` names so",
-        {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS},
+        {"type": "string", "minLength": 1, "maxLength": MAX_USER_LETTERS},
     ),
 ]

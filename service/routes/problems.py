@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections import Counter
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.wrappers import Request
 
 from service.errors import (
     BadBody,
@@ -19,44 +21,75 @@ from service.errors import (
     WrongMethod,
 )
 from service.hub import Hub
-from service.routes.headers import STREAM_TYPE
+from service.routes.headers import STREAM_TYPE, header
 from service.sse import encode_retry
 
 log = logging.getLogger("pushline.http")
 
 
-def register_error_handlers(app: Flask, hub: Hub) -> None:
-    """Answer every error of `app` with problem+json; nothing is told that isn't the client's."""
+class Problems:
+    """Answers every error, and counts it by code; nothing is told that isn't the client's."""
 
-    def answer_bad_body(error: BadBody) -> Response:
+    def __init__(self, hub: Hub, refused: Counter[str]) -> None:
+        self._hub = hub
+        self._refused = refused
+
+    def register(self, app: Flask) -> None:
+        """Answer all errors of `app`'s requests."""
+        app.register_error_handler(Exception, lambda error: self.answer(request, error))
+
+    def answer(self, request: Request, error: Exception) -> Response:
+        """The response to `error`."""
+        if isinstance(error, HTTPException) and _is_answer(error):
+            return Response(error.get_response().get_data(), error.code or 500)
+        if not isinstance(error, (HTTPException, PushlineError)):
+            log.error("a request failed", exc_info=error)
+        own = self._as_own(error)
+        if own.status == 204:
+            return Response(status=204)
+        self._refused[own.code] += 1
+        response = _refusal(request, own)
+        if isinstance(error, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+        return response
+
+    def _as_own(self, error: Exception) -> PushlineError:
         # At the end of a drain no more is read from connections: the client did nothing wrong.
-        if not (error.broke_off and hub.draining):
-            return answer(error)
-        draining = Draining()
-        draining.members = error.members
-        return answer(draining)
+        if isinstance(error, BadBody) and error.broke_off and self._hub.draining:
+            draining = Draining()
+            draining.members = error.members
+            return draining
+        if isinstance(error, PushlineError):
+            return error
+        if isinstance(error, HTTPException):
+            return _own_of_http(error)
+        return PushlineError("The log of the service has the details")
 
-    app.register_error_handler(PushlineError, answer)
-    app.register_error_handler(BadBody, answer_bad_body)
-    app.register_error_handler(HTTPException, _answer_http)
-    app.register_error_handler(Exception, _answer_failure)
+
+def _is_answer(error: HTTPException) -> bool:
+    return error.response is not None or (error.code or 500) < 400
 
 
-def answer(error: PushlineError) -> Response:
-    """The response to `error`.
+def _own_of_http(error: HTTPException) -> PushlineError:
+    if isinstance(error, NotFound):
+        return NoSuchPage()
+    if isinstance(error, MethodNotAllowed):
+        return WrongMethod()
+    wrapped = BadRequest(error.description or "")
+    wrapped.status = error.code or 400
+    return wrapped
 
-    An EventSource gives up for ever on any status but 200, so overload tells it to come back.
-    """
-    if error.status == 204:
-        return Response(status=204)
-    if isinstance(error, Overloaded) and wants_event_stream():
+
+def _refusal(request: Request, error: PushlineError) -> Response:
+    """An EventSource gives up for ever on any status but 200: overload tells it to come back."""
+    if isinstance(error, Overloaded) and wants_event_stream(request):
         return soft_refusal(error)
     return problem(error)
 
 
-def wants_event_stream() -> bool:
+def wants_event_stream(request: Request) -> bool:
     """Whether the client is an EventSource or says that it is like one."""
-    return request.method == "GET" and "text/event-stream" in request.headers.get("Accept", "")
+    return request.method == "GET" and "text/event-stream" in (header(request, "Accept") or "")
 
 
 def soft_refusal(error: Overloaded) -> Response:
@@ -88,22 +121,3 @@ def problem(error: PushlineError) -> Response:
     if error.challenge is not None:
         response.headers["WWW-Authenticate"] = error.challenge
     return response
-
-
-def _answer_http(error: HTTPException) -> Response:
-    if error.response is not None or (error.code or 500) < 400:
-        return Response(error.get_response().get_data(), error.code or 500)
-    if isinstance(error, NotFound):
-        return problem(NoSuchPage())
-    if isinstance(error, MethodNotAllowed):
-        response = problem(WrongMethod())
-        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
-        return response
-    wrapped = BadRequest(error.description or "")
-    wrapped.status = error.code or 400
-    return problem(wrapped)
-
-
-def _answer_failure(error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
-    return problem(PushlineError("The log of the service has the details"))

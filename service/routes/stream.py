@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 from wsgiref.handlers import format_date_time
 
 import gevent
 from flask import Blueprint, Response, request
+from werkzeug.wrappers import Request
 
 from service.addresses import StreamLimits
-from service.batch import chunk
 from service.broker import Broker
 from service.channels import check_channels
+from service.encoding import Encoding, Encodings
 from service.errors import BadParameter, Draining, NothingToCome
 from service.event import check_name
 from service.grants import Grant
@@ -25,9 +27,11 @@ from service.open_streams import OpenStreams
 from service.overflow import Overflow
 from service.resume import Resumer
 from service.resumption import Resumption, Start
+from service.routes.codings import accepts_gzip, coding_headers, joined_headers
 from service.routes.cursors import read_start
 from service.routes.gate import Gate
-from service.routes.headers import STREAM_TYPE
+from service.routes.headers import STREAM_TYPE, parameter
+from service.routes.origins import Origins
 from service.sockets import HAND_OVER, HANDED_OVER, Sockets
 from service.sse import encode_opening, encode_ping, encode_retry
 from service.subscriber import GONE, Ending, Outlet, Subscriber
@@ -47,40 +51,50 @@ STREAM_HEADERS = {
 MAX_NAMES = 64
 """Event names that one stream may list."""
 
+Environ = MutableMapping[str, Any]
+"""A request as WSGI has it (PEP 3333)."""
 
-def stream_routes(opener: StreamOpener, gate: Gate, max_channels: int) -> Blueprint:
-    """The streaming route."""
+
+def preflight_routes(origins: Origins) -> Blueprint:
+    """The streaming route's OPTIONS; front.py serves the rest of it."""
     routes = Blueprint("stream", __name__)
-    origins = gate.origins
-
-    @routes.after_request
-    def allow_origin(response: Response) -> Response:
-        return origins.allow(response)
-
-    @routes.get("/stream", provide_automatic_options=False)
-    def stream() -> Response:
-        """Open a stream; HEAD only checks the request."""
-        selection, start, overflow = _selection(max_channels), read_start(), _overflow()
-        address = gate.address()
-        grant = gate.subscriber(selection.channels)
-        if request.method == "HEAD":
-            answer = Response(headers=STREAM_HEADERS)
-            answer.automatically_set_content_length = False  # a stream has none
-            return answer
-        granted = frozenset(filter(grant.may_subscribe, selection.channels))
-        selection = dataclasses.replace(selection, granted=granted)
-        headers = {**STREAM_HEADERS, **origins.headers()}
-        return opener.open(StreamRequest(selection, start, overflow, headers, address, grant))
 
     @routes.route("/stream", methods=["OPTIONS"])
     def preflight() -> Response:
         """Answer a page's preflight; no stream is opened."""
-        return origins.preflight("GET, HEAD, OPTIONS")
+        return origins.preflight(request, "GET, HEAD, OPTIONS")
 
     return routes
 
 
-def _selection(max_channels: int) -> Selection:
+class StreamRoute:
+    """GET /stream: opens a stream; HEAD only checks the request."""
+
+    def __init__(self, opener: StreamOpener, gate: Gate, max_channels: int) -> None:
+        self._opener = opener
+        self._gate = gate
+        self._max_channels = max_channels
+
+    def __call__(self, request: Request) -> Response | None:
+        """Answer `request`; None when all is said over the socket itself (see front.py)."""
+        selection = _selection(request, self._max_channels)
+        start, overflow = read_start(request), _overflow(request)
+        address = self._gate.address(request)
+        grant = self._gate.subscriber(request, selection.channels)
+        gzip = self._opener.compresses and accepts_gzip(request)
+        coding = coding_headers(gzip) if self._opener.compresses else {}
+        headers = joined_headers({**STREAM_HEADERS, **coding}, self._gate.origins.headers(request))
+        if request.method == "HEAD":
+            answer = Response(headers=headers)
+            answer.automatically_set_content_length = False  # a stream has none
+            return answer
+        granted = frozenset(filter(grant.may_subscribe, selection.channels))
+        selection = dataclasses.replace(selection, granted=granted)
+        wanted = StreamRequest(selection, start, overflow, headers, gzip, address, grant)
+        return self._opener.open(wanted, request.environ)
+
+
+def _selection(request: Request, max_channels: int) -> Selection:
     channels = check_channels(request.args.getlist("channel"), max_channels)
     names = request.args.getlist("event")
     if len(names) > MAX_NAMES:
@@ -88,14 +102,14 @@ def _selection(max_channels: int) -> Selection:
     for name in names:
         if not name.startswith("$"):  # those pass every filter anyway
             check_name(name)
-    ping = request.args.get("ping", "comment")
+    ping = parameter(request, "ping", "comment")
     if ping not in ("comment", "event"):
         raise BadParameter(f"ping={ping[:40]!r} is not known", fix="Known are comment and event")
     return Selection(channels, frozenset(names) or None, visible_pings=ping == "event")
 
 
-def _overflow() -> Overflow:
-    text = request.args.get("overflow", Overflow.CLOSE.value)
+def _overflow(request: Request) -> Overflow:
+    text = parameter(request, "overflow", Overflow.CLOSE.value)
     try:
         return Overflow(text)
     except ValueError:
@@ -113,6 +127,7 @@ class StreamRequest:
     start: Start | None
     overflow: Overflow
     headers: Mapping[str, str]
+    gzip: bool
     address: str
     grant: Grant
 
@@ -131,6 +146,7 @@ class StreamOpener:
         limits: StreamLimits,
         streams: OpenStreams,
         check_current: Callable[[Grant], None],
+        encodings: Encodings,
         sockets: Sockets | None,
         iterator: Callable[[], IteratorOutlet],
     ) -> None:
@@ -140,11 +156,16 @@ class StreamOpener:
         self._limits = limits
         self._streams = streams
         self._check_current = check_current
+        self._encodings = encodings
+        self.compresses = encodings.compresses
         self._sockets = sockets
         self._iterator = iterator
 
-    def open(self, wanted: StreamRequest) -> Response:
-        """Answer this request with a stream; raises Overloaded when there can be none now."""
+    def open(self, wanted: StreamRequest, environ: Environ) -> Response | None:
+        """Answer the request of `environ`; None when that is done over its socket.
+
+        Raises Overloaded when there can be no stream now.
+        """
         if self._hub.draining:
             raise Draining
         channels, whose = wanted.selection.channels, (wanted.address, wanted.grant.user)
@@ -157,13 +178,13 @@ class StreamOpener:
         try:
             resumption = self._prepare(channels, wanted.start)
             self._check_current(wanted.grant)  # nothing yields from here until the stream is known
-            subscriber, response = self._answer(wanted, resumption)
+            subscriber, response = self._answer(wanted, resumption, environ)
         except BaseException:
             self._broker.unfollow(channels)
             self._limits.release(*whose)
             raise
         # From here on the end of the subscriber gives back what was taken.
-        self._let_in(subscriber, resumption)
+        self._let_in(subscriber, resumption, environ)
         return response
 
     def _prepare(self, channels: tuple[str, ...], start: Start | None) -> Resumption | None:
@@ -176,8 +197,8 @@ class StreamOpener:
         return resumption
 
     def _answer(
-        self, wanted: StreamRequest, resumption: Resumption | None
-    ) -> tuple[Subscriber, Response]:
+        self, wanted: StreamRequest, resumption: Resumption | None, environ: Environ
+    ) -> tuple[Subscriber, Response | None]:
         """Send the head and the opening block, over the client's socket if it can be had."""
         number = self._streams.next_number()
         headers = {**wanted.headers, "Pushline-Stream": self._streams.name_of(number)}
@@ -190,57 +211,62 @@ class StreamOpener:
         else:  # a client with a cursor keeps it until the first event that it missed
             opening = encode_retry(self._hub.jittered_retry())
             headers["Mercure-Last-Event-ID"] = resumption.answer
-        client = request.environ.get(HAND_OVER)
+        client = environ.get(HAND_OVER)
         if client is None or self._sockets is None:
+            environ[LOGGED] = True
             return self._iterate(wanted, number, opening, headers)
-        chunked = request.environ["SERVER_PROTOCOL"] != "HTTP/1.0"
+        chunked = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         fd = self._sockets.take_over(client)
-        request.environ[HANDED_OVER] = True
-        subscriber = _subscriber(self._sockets, fd, wanted, number, chunked=chunked)
+        environ[HANDED_OVER] = True
+        encoding = self._encodings.of(gzip=wanted.gzip, chunked=chunked)
+        subscriber = _subscriber(self._sockets, fd, wanted, number, encoding)
         self._streams.add(subscriber)
         try:
             self._sockets.watch(subscriber)
         except OSError:
             subscriber.end(Ending.CLIENT_LEFT)  # there is no room in epoll
-        subscriber.send(_head(headers, chunked) + (chunk(opening) if chunked else opening))
-        return subscriber, Response()
+        subscriber.send(_head(headers, chunked) + encoding.start(opening))
+        return subscriber, None
 
     def _iterate(
         self, wanted: StreamRequest, number: int, opening: bytes, headers: Mapping[str, str]
     ) -> tuple[Subscriber, Response]:
         outlet = self._iterator()
-        request.environ[LOGGED] = True
-        subscriber = _subscriber(outlet, OPEN, wanted, number, chunked=False)
+        encoding = self._encodings.of(gzip=wanted.gzip, chunked=False)  # the server makes chunks
+        subscriber = _subscriber(outlet, OPEN, wanted, number, encoding)
         self._streams.add(subscriber)
-        subscriber.send(opening)
+        subscriber.send(encoding.start(opening))
         response = Response(outlet.pieces(subscriber), headers=dict(headers))
         # A server that never starts the iterator still closes the response.
         response.call_on_close(lambda: subscriber.end(Ending.CLIENT_LEFT))
         return subscriber, response
 
-    def _let_in(self, subscriber: Subscriber, resumption: Resumption | None) -> None:
+    def _let_in(
+        self, subscriber: Subscriber, resumption: Resumption | None, environ: Environ
+    ) -> None:
         if resumption is None:
             if subscriber.fd != GONE:
                 self._hub.attach(subscriber, self._hub.position_of(subscriber.selection.channels))
-        elif HANDED_OVER in request.environ:
+        elif HANDED_OVER in environ:
             self._resumer.resume(subscriber, resumption)
         else:  # the iterator must run meanwhile
             gevent.spawn(self._resumer.resume, subscriber, resumption)
 
 
 def _subscriber(
-    outlet: Outlet, fd: int, wanted: StreamRequest, number: int, *, chunked: bool
+    outlet: Outlet, fd: int, wanted: StreamRequest, number: int, encoding: Encoding
 ) -> Subscriber:
     return Subscriber(
         outlet,
         fd,
         wanted.selection,
         wanted.address,
-        chunked=chunked,
+        encoding=encoding,
         overflow=wanted.overflow,
         user=wanted.grant.user,
         number=number,
         expires_at=wanted.grant.expires_at,
+        as_of=wanted.grant.as_of,
     )
 
 

@@ -8,10 +8,8 @@ from flask import Blueprint, Response, request
 
 from service.control import Close
 from service.errors import BadParameter
+from service.grants import MAX_USER_LETTERS
 from service.routes.gate import Gate
-
-MAX_LETTERS = 256
-"""Longest user, and name of a stream."""
 
 
 def streams_routes(gate: Gate, close: Callable[[Close], None]) -> Blueprint:
@@ -21,14 +19,14 @@ def streams_routes(gate: Gate, close: Callable[[Close], None]) -> Blueprint:
     @routes.delete("/streams", provide_automatic_options=False)
     def close_streams() -> Response:
         """Close the streams of `?user=`, or the one that `?stream=` names."""
-        gate.admin()
+        gate.admin(request)
         close(Close(**_wanted()))
         return Response(status=202)
 
     @routes.route("/streams", methods=["OPTIONS"])
     def preflight() -> Response:
         """Answer a page's preflight."""
-        return gate.origins.preflight("DELETE, OPTIONS")
+        return gate.origins.preflight(request, "DELETE, OPTIONS")
 
     return routes
 
@@ -37,6 +35,6 @@ def _wanted() -> dict[str, str]:
     named = list(request.args.items(multi=True))
     if len(named) != 1 or named[0][0] not in ("user", "stream") or not named[0][1]:
         raise BadParameter("not one user or stream is named", fix="?user=ID or ?stream=NAME")
-    if len(named[0][1]) > MAX_LETTERS:
-        raise BadParameter("it is too long", fix=f"Use at most {MAX_LETTERS} letters")
+    if len(named[0][1]) > MAX_USER_LETTERS:
+        raise BadParameter("it is too long", fix=f"Use at most {MAX_USER_LETTERS} letters")
     return dict(named)

@@ -23,7 +23,7 @@ def ticket_routes(gate: Gate, max_channels: int) -> Blueprint:
         if not named:
             raise BadChannel("no channel is named", fix="Add ?channel=NAME for each of the stream")
         channels = check_channels(named, max_channels)
-        tickets, grant = gate.access.tickets, gate.subscriber(channels)
+        tickets, grant = gate.access.tickets, gate.subscriber(request, channels)
         # Public channels need none: a grant of them would let their private events through.
         ticket = tickets.issue(grant, [*filter(grant.may_subscribe, channels)])
         return json_answer({"ticket": ticket, "expires_in": tickets.seconds})
@@ -31,6 +31,6 @@ def ticket_routes(gate: Gate, max_channels: int) -> Blueprint:
     @routes.route("/tickets", methods=["OPTIONS"])
     def preflight() -> Response:
         """Answer a page's preflight."""
-        return gate.origins.preflight("OPTIONS, POST")
+        return gate.origins.preflight(request, "OPTIONS, POST")
 
     return routes

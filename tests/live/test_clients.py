@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +14,7 @@ from selenium.webdriver import Chrome
 
 from tests.browser import chromium
 from tests.browser import until as until_in
+from tests.live_clients import Client, command_of, reload
 from tests.live_server import LiveService, until
 from tests.sse_client import SseClient, parse_stream
 from tests.tap import Tap
@@ -28,7 +22,6 @@ from tests.valkey import Valkey
 
 pytestmark = pytest.mark.live
 
-CLIENTS = Path(__file__).with_name("clients")
 LAST = "\nlast one"
 MULTI_LINE = '{\n  "ünïcödé": "\U0001f680",\n\n  "indented": [1]\n}'
 
@@ -96,54 +89,6 @@ def tap(service: LiveService) -> Iterator[Tap]:
         yield tap
 
 
-def reload(service: LiveService) -> None:
-    """Replace the workers: the old ones end their streams, the new ones take what comes."""
-    before = service.worker_pids()
-    service.signal(signal.SIGHUP)
-    until(lambda: not set(before) & set(service.worker_pids()), 15, "the workers are new")
-
-
-class Client:
-    """A client's process, which prints events as JSON lines."""
-
-    def __init__(self, *command: str) -> None:
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
-
-    def event(self) -> dict[str, Any]:
-        """The next event."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the client ended with {self.process.wait(5)}"
-        event: dict[str, Any] = json.loads(line)
-        return event
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-def node() -> str:
-    """The path of Node.js, with its packages installed; skips the test where there is none."""
-    program = shutil.which("node")
-    if program is None or not (CLIENTS.parent / "node_modules" / "eventsource").is_dir():
-        reason = "no test of Node.js: needs node, and `npm ci` in tests/live (make test does it)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
-
-
-def command_of(client: str, url: str) -> list[str]:
-    """How to run one of the programs in clients/."""
-    program = node() if client.endswith(".mjs") else sys.executable
-    return [program, str(CLIENTS / client), url]
-
-
 def publish_all(service: LiveService, channel: str) -> list[dict[str, str]]:
     """Publish one event of each kind; what clients should show."""
     cases = [("hello", None), (MULTI_LINE, "greeting"), ("  indented", None), (LAST, None)]
@@ -195,6 +140,7 @@ def test_libraries_that_reconnect(
             for event in expected:  # it strips all spaces, not only the first
                 event["data"] = re.sub("^ +", "", event["data"], flags=re.MULTILINE)
         assert [client.event() for _ in expected] == expected
+        assert tap.answered.count(b"Content-Encoding: gzip") == 1
         tap.end()
         streaming(tap, 2)
         assert tap.streams()[0].get("last-event-id") is None

@@ -16,13 +16,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.live_server import ROOT, until
-from tests.processes import alive
+from tests.live_server import GUNICORN, ROOT, until
+from tests.processes import alive, listening
 from tests.sse_client import End, SseClient
-from tests.valkey import free_port
+from tests.valkey import Valkey, free_port
 
 pytestmark = pytest.mark.live
 
@@ -172,3 +173,89 @@ def test_nothing_is_left(serve: Serve, end: Callable[[Serve], None]) -> None:
     assert sorted(path.name for path in serve.directory.iterdir()) == ["log"]
     assert "Traceback" not in serve.log
     print(f"{end.__name__}: nothing left after {seconds:.2f} s")
+
+
+# ------------------------------------------------------------------------------------------ reach
+
+BINDS = ["0.0.0.0:{}", "[::]:{}", "127.0.0.1:{} --bind 0.0.0.0:{}", "0.0.0.0:{} --reuse-port"]
+"""What GUNICORN_CMD_ARGS may say after --bind, with a free port."""
+
+
+@pytest.mark.parametrize("bind", BINDS)
+def test_local_mode_stays_on_this_machine(bind: str) -> None:
+    """`serve` listens where it says, and nowhere else, whatever GUNICORN_CMD_ARGS has."""
+    arguments = f"--bind {bind}".replace("{}", str(free_port()))
+    with Serve("-m", "service", PYTHONPATH=str(ROOT), GUNICORN_CMD_ARGS=arguments) as serve:
+        pids = (serve.process.pid, *serve.workers, serve.valkey_pid)
+        assert listening(pids) == {("127.0.0.1", serve.port)}
+
+
+def gunicorn(valkey: Valkey, arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start gunicorn as `serve` does, but for the address, which `arguments` may name."""
+    return subprocess.Popen(
+        [sys.executable, *GUNICORN, "service.app:create_app()"],
+        cwd=ROOT,
+        env={
+            "PATH": os.environ["PATH"],
+            "REDIS_URL": valkey.url,
+            "PUSHLINE_EMBEDDED": "1",
+            "PORT": str(free_port()),
+            "DRAIN_SECONDS": "0",
+            "GUNICORN_CMD_ARGS": arguments,
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def answers(port: int) -> bool:
+    """Whether a worker answers there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def check_refuses(started: subprocess.Popen[str]) -> None:
+    """It ends by itself before it has any worker, and says why in a line."""
+    with started:
+        try:
+            _, told = started.communicate(timeout=20)
+        finally:
+            started.kill()
+        assert started.returncode == 1
+        (line,) = (one for one in told.splitlines() if one.startswith("pushline: "))
+        assert "can't be bound in local mode" in line
+        assert "Booting worker" not in told
+
+
+@pytest.mark.parametrize("bind", BINDS)
+def test_local_mode_refuses_other_addresses(shared_valkey: Valkey, bind: str) -> None:
+    """gunicorn itself serves nobody in local mode on an address that others reach."""
+    check_refuses(gunicorn(shared_valkey, f"--bind {bind}".replace("{}", str(free_port()))))
+
+
+def test_local_mode_refuses_sockets_that_others_reach(shared_valkey: Valkey) -> None:
+    """The same for a socket that it gets already bound."""
+    with socket.create_server(("0.0.0.0", 0)) as bound:
+        descriptor = bound.fileno()
+        bind = f"--bind fd://{descriptor}"
+        check_refuses(gunicorn(shared_valkey, bind, pass_fds=(descriptor,)))
+
+
+def test_local_mode_takes_other_addresses_of_this_machine(shared_valkey: Valkey) -> None:
+    """Another port and a unix socket are fine."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="pl-") as directory:
+        arguments = f"--bind 127.0.0.1:{port} --bind unix:{directory}/socket"
+        with gunicorn(shared_valkey, arguments) as started:
+            try:
+                until(lambda: answers(port), 10, "it serves")
+                assert Path(directory, "socket").is_socket()
+                assert listening([started.pid]) == {("127.0.0.1", port)}
+            finally:
+                started.terminate()
+                started.communicate(timeout=20)

@@ -291,12 +291,21 @@ def no_more_files(pid: int, most: int) -> bool:
     return open_files(pid) <= most
 
 
+def meet_both(service: LiveService, seen: set[str]) -> bool:
+    """Open a stream, and tell whether both workers have had one; a quiet log does not."""
+    with SseClient.connect(f"{service.url}/stream?channel=fine") as client:
+        seen.add(str(client.header("pushline-stream")).partition("-")[0])
+    return len(seen) == 2
+
+
 def test_malformed_requests(valkey: Valkey) -> None:
     """Broken requests get 4xx or nothing, each within 5 s; workers live on and leak nothing."""
     seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(2**32)))
     print(f"TEST_SEED={seed}")
     rng = random.Random(seed)
     with LiveService(valkey.url, WEB_CONCURRENCY=2, LOG_LEVEL="error") as service:
+        seen_workers: set[str] = set()
+        until(partial(meet_both, service, seen_workers), 20, "both workers serve")
         workers = service.worker_pids()
         files = [open_files(pid) for pid in workers]
         seen: Counter[int] = Counter()

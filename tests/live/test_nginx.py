@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -143,9 +144,10 @@ def stream(
     address: str,
     http10: bool = False,
     accept: str = "text/event-stream",
+    coding: str = "identity",
 ) -> SseClient:
     """Open a stream at `port` as a client of this address."""
-    headers = {"X-Forwarded-For": address, "Accept": accept}
+    headers = {"X-Forwarded-For": address, "Accept": accept, "Accept-Encoding": coding}
     url = f"http://127.0.0.1:{port}/stream?channel={channel}"
     return SseClient.connect(url, headers=headers, http10=http10)
 
@@ -206,6 +208,28 @@ def test_streams_through_nginx_are_identical(
             for client, start in zip(clients, starts, strict=True)
         }
         assert len(bodies) == 1
+
+
+def test_compressed_streams_pass_nginx(service: LiveService, nginx: Nginx, channel: str) -> None:
+    """What the service has compressed comes as it is and at once, in any version of HTTP."""
+    text = "much the same, " * 100
+    with contextlib.ExitStack() as stack:
+        for n, (port, http10) in enumerate(
+            itertools.product((nginx.old, nginx.new), (False, True))
+        ):
+            client = stack.enter_context(
+                stream(port, channel, address=f"10.8.0.{n}", http10=http10, coding="gzip, deflate")
+            )
+            opened(client)
+            assert client.header("Content-Encoding") == "gzip"
+            assert client.header("Vary") == "Accept-Encoding"
+            for data in (text, "short", text + "2"):
+                started = time.monotonic()
+                service.publish(channel, data)
+                assert client.next_event(5).data == data
+                assert time.monotonic() - started < 0.5
+            assert len(client.wire) < len(text)
+            client.wait_body(b"\n:\n", 3)
 
 
 def test_heartbeats_pass_nginx(nginx: Nginx, channel: str) -> None:
@@ -306,6 +330,13 @@ def test_uploads_through_nginx(nginx: Nginx, channel: str) -> None:
             assert client.next_event(5).data == "all"
 
 
+def compressing_curl(port: int, channel: str) -> subprocess.Popen[bytes]:
+    """A curl that asks for a compressed stream, and shows its text."""
+    url = f"http://127.0.0.1:{port}/stream?channel={channel}"
+    command = ["curl", "-q", "-sN", "--compressed", url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
 def test_drain_through_nginx(shared_valkey: Valkey, tmp_path: Path, channel: str) -> None:
     """A drained stream ends cleanly for clients of nginx too: the last chunk comes through."""
     with LiveService(shared_valkey.url, DRAIN_SECONDS=0.2) as service:
@@ -313,10 +344,16 @@ def test_drain_through_nginx(shared_valkey: Valkey, tmp_path: Path, channel: str
         try:
             with (
                 stream(nginx.old, channel, address="10.6.0.1") as old,
-                stream(nginx.new, channel, address="10.6.0.1") as new,
+                stream(nginx.new, channel, address="10.6.0.1", coding="gzip, br") as new,
+                compressing_curl(nginx.old, channel) as curl_old,
+                compressing_curl(nginx.new, channel) as curl_new,
             ):
                 opened(old)
                 opened(new)
+                curls = (curl_old, curl_new)
+                for curl in curls:
+                    assert curl.stdout is not None
+                    assert curl.stdout.readline().startswith(b"retry: ")
                 assert ask(service, "GET", "/readyz").status == 200
                 service.signal(signal.SIGTERM)
                 for client in (old, new):
@@ -324,6 +361,7 @@ def test_drain_through_nginx(shared_valkey: Valkey, tmp_path: Path, channel: str
                     assert not client.parser.inside_block
                 assert new.ended is End.TERMINATED
                 assert old.ended in (End.TERMINATED, End.FIN)
+                assert [curl.wait(5) for curl in curls] == [0, 0]
                 service.wait()
         finally:
             nginx.stop()

@@ -106,8 +106,8 @@ def channel() -> str:
 
 
 def test_procfile_serves(own_valkey: Valkey, channel: str) -> None:
-    """Started as the Procfile and app.json say it streams to anyone, publishes for who has the key,
-    and stops within Heroku's 30 s.
+    """Started as the Procfile and app.json say it publishes for who has the key, streams to anyone
+    once PUBLIC_CHANNELS says so, and stops within Heroku's 30 s.
 
     GUNICORN_CMD_ARGS, which Heroku sets, brings no query string into the log.
     """

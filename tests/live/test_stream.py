@@ -86,6 +86,7 @@ def test_http11_response_is_exact(live: LiveService, channel: str) -> None:
             ("cache-control", "no-store, no-transform"),
             ("x-accel-buffering", "no"),
             ("x-content-type-options", "nosniff"),
+            ("vary", "Accept-Encoding"),
         ]
         assert label == "pushline-stream"
         assert re.fullmatch(r"[0-9a-f]{8}-[1-9][0-9]*", named)
@@ -363,12 +364,14 @@ def test_other_methods(live: LiveService) -> None:
 
 
 def cors(answer: Answer | SseClient) -> dict[str, str]:
-    """The CORS headers of an answer."""
-    return {
+    """The CORS headers of an answer, and by what it varies besides its coding."""
+    found = {
         name.removeprefix("access-control-"): value
         for name, value in answer.head.headers
-        if name.startswith("access-control-") or name == "vary"
+        if name.startswith("access-control-")
     }
+    vary = (answer.head.get("vary") or "").removeprefix("Accept-Encoding").removeprefix(", ")
+    return {**found, **({"vary": vary} if vary else {})}
 
 
 EXPOSED = {"expose-headers": "mercure-last-event-id, pushline-stream, retry-after"}
