@@ -8,6 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m gevent.monkey --module pytest
 SUITE := PATH="$$PATH:/usr/sbin" $(PYTEST)
 
+# Live tests that run in the shorter half: they mind a busy machine least.
+BESIDE := $(addprefix tests/live/,test_access.py test_malformed.py test_readme.py \
+	test_schemathesis.py test_uploads.py)
+
 RUN_READY := .venv/.requirements
 DEV_READY := .venv/.requirements-dev
 NODE_READY := tests/live/node_modules/.ready
@@ -40,9 +44,10 @@ test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k
 
 test-modules: $(DEV_READY)
 	$(SUITE) --cov --ignore tests/live
+	$(SUITE) $(BESIDE)
 
 test-live: $(DEV_READY) $(NODE_READY)
-	$(SUITE) tests/live
+	$(SUITE) tests/live $(addprefix --ignore=,$(BESIDE))
 
 test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
 	$(SUITE) -m long --timeout 1800 $(ARGS)

@@ -5,35 +5,27 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import chain, repeat
 
 import gevent
-from gevent.lock import Semaphore
 
 from service.channel_end import last_frame
 from service.control import CONTROL
 from service.counts import Counts
 from service.event import FIRST_ID, EventId
+from service.fan_out import FanOut, give_way
 from service.frame import Frame
 from service.heartbeat import Heartbeat
 from service.recent import RecentEvents
 from service.reset import Loss, reset_frame
 from service.sse import encode_retry
 from service.subscriber import Ending, Subscriber
-from service.view import Selection, Share, View
+from service.view import Selection, View
 
-SLICE_SECONDS = 0.005
-"""Other greenlets run at least this often while a batch is written."""
+COLLECT_SECONDS = 0.001
+"""Others run after so much collecting; reading and parsing the same takes about twice as long."""
 
-SLICE_WRITES = 64
-"""Writes between two looks at the clock: a look costs about as much as 1 % of a write."""
-
-REST_AFTER_SECONDS = 0.001
-"""A fan-out pass cheaper than this is followed by the next one at once."""
-
-LONGEST_REST_SECONDS = 0.050
-"""The longest that a fan-out waits for the rest of the worker's work."""
+BEATS = 64
+"""Heartbeats that are made before other greenlets may run."""
 
 TICK_SECONDS = 0.25
 """How often heartbeats, stalled streams and a drain are looked at."""
@@ -45,8 +37,8 @@ FLUSH_SECONDS = 1.0
 class Hub:
     """All streams of this worker. Changes to its registry never yield to another greenlet.
 
-    `hold` keeps descriptors from being reused while a batch is written (see sockets.py). `obey`
-    gets what comes on the control channel; it must not yield.
+    `fan_out` writes what is collected here. `obey` gets what comes on the control channel; it must
+    not yield.
     """
 
     def __init__(
@@ -57,7 +49,6 @@ class Hub:
         retry_milliseconds: int,
         recent: RecentEvents | None = None,
         obey: Callable[[Frame], None] = lambda _: None,
-        hold: Callable[[], AbstractContextManager[None]] = nullcontext,
         counts: Counts | None = None,
     ) -> None:
         self.slow: set[Subscriber] = set()
@@ -65,7 +56,6 @@ class Hub:
         self._newest: EventId = FIRST_ID
         self._have_newest: set[str] = set()
         self.draining = False
-        self.hold = hold
         self.streams = 0
         self._recent = recent or RecentEvents()
         self._obey = obey
@@ -76,8 +66,8 @@ class Hub:
         self._retry_milliseconds = retry_milliseconds
         self.views: dict[Selection, View] = {}
         self._views_of: dict[str, set[View]] = {}
-        self._fan_out_turn = Semaphore(1)
-        self._since_rest = 0.0
+        self.fan_out = FanOut(self._counts, self._written)
+        self._collecting_seconds = 0.0
 
     # -- registry ------------------------------------------------------------------------------
 
@@ -116,50 +106,42 @@ class Hub:
     # -- delivery ------------------------------------------------------------------------------
 
     def deliver(self, frames: Sequence[tuple[str, Frame]]) -> None:
-        """Send each (channel, frame), in order, to the subscribers of its channel.
+        """Have each (channel, frame) sent, in order, to the subscribers of its channel.
 
-        Returns when all of it is written or in outboxes, and the worker has had as long for its
-        other work as this took: what arrives meanwhile joins the next batch (DESIGN section 4).
+        Returns when they are collected, and not too much of all that is waits to be written: what
+        arrives meanwhile waits in Redis.
         """
-        with self._fan_out_turn:
-            # Collected inside the turn: no heartbeat may tell a position whose events still wait.
-            touched = self._collect(frames)
-            own_seconds = self._fan_out(chain.from_iterable(view.take() for view in touched))
+        started = time.perf_counter()
+        self.collect(frames)
+        self._collecting_seconds += time.perf_counter() - started
+        if self._collecting_seconds > COLLECT_SECONDS:
+            self._collecting_seconds = 0.0
+            give_way()
+        self.fan_out.await_room()
+
+    def collect(self, frames: Sequence[tuple[str, Frame]]) -> None:
+        """Let the views of each channel have its frames, for their next pass."""
         self._counts.received += len(frames)
-        if touched:
-            self._counts.note_pass(frames[0][1].id, own_seconds)
-        for view in touched:
-            self._heartbeat.plan(view)
-            if self._recent.all_ended(view.selection.channels):
-                self._end_all(view)
-        self._rest(own_seconds)
-
-    def _rest(self, own_seconds: float) -> None:
-        """Leave the worker to others for as long; cheap passes let them run every few."""
-        self._since_rest += own_seconds
-        if own_seconds > REST_AFTER_SECONDS:
-            self._since_rest = 0.0
-            gevent.sleep(min(own_seconds, LONGEST_REST_SECONDS))
-        elif self._since_rest > SLICE_SECONDS:
-            self._since_rest = 0.0
-            gevent.sleep(0)
-
-    def _collect(self, frames: Iterable[tuple[str, Frame]]) -> dict[View, None]:
-        touched: dict[View, None] = {}
         for channel, frame in frames:
             self._note_position(channel, frame)
             if frame.prev is not None:
                 self._recent.add(channel, frame)
             if channel == CONTROL:
                 self._obey(frame)
+            more_bytes = len(frame.data)  # of the first view, as all share them
             for view in self._views_of.get(channel, ()):
                 if view.collect(frame):
-                    touched[view] = None
+                    self.fan_out.add(view, more_bytes)
+                    more_bytes = 0
                 elif view.is_late(frame):
                     # As good as lost: say so.
                     view.push(self._reset_frame(view, [channel], Loss.LOST))
-                    touched[view] = None
-        return touched
+                    self.fan_out.add(view)
+
+    def _written(self, view: View) -> None:
+        self._heartbeat.plan(view)
+        if self._recent.all_ended(view.selection.channels):
+            self._end_all(view)
 
     def _note_position(self, channel: str, frame: Frame) -> None:
         if frame.id is None or frame.id < self._newest:
@@ -195,15 +177,12 @@ class Hub:
         None of theirs up to `until` will come, so who follows nothing else goes on from there.
         """
         lost = set(channels)
-        with self._fan_out_turn:
-            touched = []
-            for view in self.views.values():
-                concerned = [one for one in view.selection.channels if one in lost]
-                if concerned:
-                    least = until if len(concerned) == len(view.selection.channels) else FIRST_ID
-                    view.push(self._reset_frame(view, concerned, loss, oldest, least))
-                    touched.append(view)
-            self._fan_out(chain.from_iterable(view.take() for view in touched))
+        for view in self.views.values():
+            concerned = [one for one in view.selection.channels if one in lost]
+            if concerned:
+                least = until if len(concerned) == len(view.selection.channels) else FIRST_ID
+                view.push(self._reset_frame(view, concerned, loss, oldest, least))
+                self.fan_out.add(view)
 
     def _reset_frame(
         self,
@@ -216,29 +195,6 @@ class Hub:
         self._counts.resets[loss.value] += len(view.subscribers)
         position = max(self.position_of(view.selection.channels), least)
         return reset_frame(position, channels, loss, oldest)
-
-    def _fan_out(self, work: Iterable[Share]) -> float:
-        """Write batches to their receivers; returns the seconds spent here alone."""
-        clock, counts = time.perf_counter, self._counts
-        spent = 0.0
-        started = clock()
-        countdown = SLICE_WRITES
-        with self.hold():
-            for batch, receivers, more in work:
-                counts.events += len(batch.frames) * len(receivers)
-                counts.sent_bytes += len(batch.plain) * len(receivers)
-                countdown -= len(batch.plain) >> 10  # compressing 1 KiB takes as long as a write
-                for subscriber in receivers:
-                    subscriber.offer(batch, more)
-                    countdown -= 1
-                    if countdown <= 0:
-                        countdown = SLICE_WRITES
-                        used = clock() - started
-                        if used > SLICE_SECONDS:
-                            spent += used
-                            gevent.sleep(0)
-                            started = clock()
-        return spent + clock() - started
 
     # -- heartbeats and slow streams -----------------------------------------------------------
 
@@ -256,19 +212,21 @@ class Hub:
             subscriber.end(Ending.STALLED)
 
     def beat(self, now: float) -> None:
-        """Send a heartbeat to each view that was quiet for long enough."""
+        """Have a heartbeat sent to each view that was quiet for long enough, and has no work.
+
+        It takes its place among the view's batches, as it may tell the position: no event that is
+        below comes later, and none that is above was sent before.
+        """
         due = [view for view in self.views.values() if view.heartbeat_at <= now]
-        for view in due:
-            self._end_if_over(view)
-        for start in range(0, len(due), SLICE_WRITES):
-            views = due[start : start + SLICE_WRITES]
-            with self._fan_out_turn:
-                positions = [self.position_of(view.selection.channels) for view in views]
-                batches = map(self._heartbeat.batch, views, positions, repeat(now))
-                self._fan_out(map(Share, batches, [tuple(view.subscribers) for view in views]))
-            for view in views:
+        for number, view in enumerate(due, 1):
+            if not view.has_turn:
+                self._end_if_over(view)
+                position = self.position_of(view.selection.channels)
+                view.append(self._heartbeat.batch(view, position, now))
                 self._heartbeat.plan(view)
-            gevent.sleep(0)
+                self.fan_out.add(view)
+            if number % BEATS == 0:
+                give_way()
 
     def _end_if_over(self, view: View) -> None:
         """End the streams of channels whose `$end` was lost with all that came before it."""
@@ -290,7 +248,7 @@ class Hub:
         started = time.monotonic()
         for number, subscriber in enumerate(subscribers):
             due = started + window_seconds * number / len(subscribers)
-            if due > time.monotonic() or number % SLICE_WRITES == 0:
+            if due > time.monotonic() or number % BEATS == 0:
                 gevent.sleep(max(0.0, due - time.monotonic()))
             subscriber.finish(Ending.DRAINED, encode_retry(self.jittered_retry()))
         deadline = time.monotonic() + FLUSH_SECONDS

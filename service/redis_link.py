@@ -29,8 +29,8 @@ PING_AFTER_TICKS = 3
 DEAD_AFTER_TICKS = 7
 """Silence after which the connection is given up: within 10 s with all that rounds up."""
 
-READ_BYTES = 1_048_576
-"""Most that one read takes: all that the socket holds, so that a flood makes large batches."""
+READ_BYTES = 65_536
+"""Most that one read takes; 450 small events take some 4 ms from here to their views."""
 
 MARKS_PREFIX = "$marks-"
 """How the channels of marks begin, one for each follower."""

@@ -123,14 +123,12 @@ class Service:
         self._greenlets: list[gevent.Greenlet[[], None]] = []
 
     def _make_sockets(self, settings: Settings) -> sockets.Sockets:
-        made = sockets.Sockets(
+        return sockets.Sockets(
             self.ended,
             self.hub.slow,
             outbox_bytes=settings.outbox_bytes,
             send_timeout_seconds=settings.send_timeout_seconds,
         )
-        self.hub.hold = made.holding
-        return made
 
     def ended(self, subscriber: Subscriber) -> None:
         """Give back what an ended stream took, and log it."""
@@ -179,7 +177,8 @@ class Service:
         """
         if self._greenlets:
             return
-        bodies = [self.broker.run, self.hub.run, self.streams.run, self.metrics.run]
+        bodies = [self.broker.run, self.hub.run, self.hub.fan_out.run, self.streams.run]
+        bodies.append(self.metrics.run)
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]

@@ -104,7 +104,7 @@ class Sockets:
     def holding(self) -> Iterator[None]:
         """Keep the numbers of released descriptors from being reused while this lasts.
 
-        A fan-out or a list of poll results may still name them: a stranger would get the bytes.
+        A list of poll results may still name them: a stranger's stream would be ended.
         """
         self._holders += 1
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,11 +45,14 @@ class Share(NamedTuple):
 class View:
     """The subscribers of one selection, and the frames that wait for their next batch.
 
-    Nothing here yields to another greenlet, so a change is never seen half done.
+    Nothing here yields to another greenlet, so a change is never seen half done. `has_turn`,
+    `rests_until` and `waiting_bytes` are the fan-out's: whether it is to write what waits here, not
+    before when, and how many bytes that is.
     """
 
-    __slots__ = ("_pending", "_sealed", "events", "heartbeat_at", "last_id", "position_at",
-                 "selection", "sent_bytes", "subscribers")  # fmt: skip
+    __slots__ = ("_pending", "_sealed", "events", "has_turn", "heartbeat_at", "last_id",
+                 "position_at", "rests_until", "selection", "sent_bytes", "subscribers",
+                 "waiting_bytes")  # fmt: skip
 
     def __init__(self, selection: Selection, now: float = 0.0) -> None:
         self.selection = selection
@@ -58,8 +61,16 @@ class View:
         self.heartbeat_at = self.position_at = now
         self.events = 0
         self.sent_bytes = 0
+        self.has_turn = False
+        self.rests_until = 0.0
+        self.waiting_bytes = 0
         self._pending: list[Frame] = []
-        self._sealed: list[tuple[list[Batch], tuple[Subscriber, ...]]] = []
+        self._sealed: list[tuple[Iterable[Batch], tuple[Subscriber, ...]]] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits to be taken."""
+        return bool(self._pending or self._sealed)
 
     def collect(self, frame: Frame) -> bool:
         """Keep `frame` for the next batch; False when it is not selected or came before.
@@ -84,6 +95,12 @@ class View:
     def push(self, frame: Frame) -> None:
         """Keep `frame` for the next batch, whatever the selection and its id say."""
         self._pending.append(frame)
+
+    def append(self, batch: Batch) -> None:
+        """Let a batch without events, for those who are here now, follow what is pending."""
+        if self._pending:
+            self._seal()
+        self._sealed.append(([batch], tuple(self.subscribers)))
 
     def join(self, subscriber: Subscriber, position: EventId) -> None:
         """Let `subscriber` in at a batch boundary: of the frames pending here it gets those above
@@ -112,7 +129,7 @@ class View:
 
     def _seal(self) -> None:
         pending, self._pending = self._pending, []
-        batches = list(joined(pending))
         self.events += len(pending)
-        self.sent_bytes += sum(len(batch.plain) for batch in batches)
-        self._sealed.append((batches, tuple(self.subscribers)))
+        self.sent_bytes += sum([len(frame.data) for frame in pending])
+        # Joined one by one as they are written: many views may be on their way at a time.
+        self._sealed.append((joined(pending), tuple(self.subscribers)))

@@ -16,6 +16,7 @@ from service.resume import Resumer
 from service.resumption import Start
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.deliveries import deliver, reset
 from tests.encodings import PLAIN
 from tests.nodes import Node, make_rules
 from tests.sse_client import ParsedEvent, parse_stream
@@ -94,7 +95,7 @@ class StreamNode(Node):
         )
 
     def _deliver(self, frames: Sequence[tuple[str, Frame]]) -> None:
-        self.hub.deliver(frames)
+        deliver(self.hub, frames)
 
     def _advance(self, position: EventId) -> None:
         self.hub.advance(position)
@@ -102,7 +103,7 @@ class StreamNode(Node):
     def _reset(
         self, channels: Sequence[str], loss: Loss, oldest: EventId | None, until: EventId
     ) -> None:
-        self.hub.reset(channels, loss, oldest, until)
+        reset(self.hub, channels, loss, oldest, until)
 
     def open(self, selection: Selection, start: Start | None = None) -> Reader:
         """Open a stream, from now on or from `start`."""

@@ -12,11 +12,13 @@ from service.compression import HEADER
 from service.counts import Counts
 from service.encoding import Encoding, Encodings
 from service.event import FIRST_ID, EventId
+from service.fan_out import SLICE_WRITES
 from service.frame import Frame
-from service.hub import SLICE_WRITES, Hub
+from service.hub import Hub
 from service.sse import encode_retry
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.deliveries import beat, deliver
 from tests.encodings import CHUNKED, GZIP, GZIP_CHUNKED, PLAIN, gunzip
 from tests.sse_client import ChunkedBody, End
 
@@ -118,12 +120,12 @@ def test_streams_of_all_kinds_in_one_view(hub: Hub) -> None:
         ]
 
     plain = clients(gzip=False)
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     assert counts.compression_input_bytes == 0
     zipped = clients(gzip=True)
     before = counts.compression_input_bytes
     frames = [frame(number) for number in range(2, 90)]
-    hub.deliver([("a", one) for one in frames])
+    deliver(hub, [("a", one) for one in frames])
     joined = b"".join(one.data for one in frames)
     assert len(joined) > 65_536
     assert counts.compression_input_bytes - before == len(joined)
@@ -143,7 +145,7 @@ def test_a_slow_reader_gets_whole_blocks(hub: Hub, step: int) -> None:
     client.room = 3
     frames = [frame(number) for number in range(1, 6)]
     for one in frames:
-        hub.deliver([("a", one)])
+        deliver(hub, [("a", one)])
     farewell = encode_retry(9)
     client.subscriber.finish(Ending.DRAINED, farewell)
     unsent = client.subscriber.unsent
@@ -162,9 +164,9 @@ def test_a_slow_reader_gets_whole_blocks(hub: Hub, step: int) -> None:
 def test_heartbeats_and_notices(hub: Hub, encoding: Encoding) -> None:
     """All that the service itself says fits in between."""
     client = Client(hub, encoding)
-    hub.beat(1e9)
-    hub.deliver([("a", frame(1))])
-    hub.beat(2e9)
+    beat(hub, 1e9)
+    deliver(hub, [("a", frame(1))])
+    beat(hub, 2e9)
     client.subscriber.finish(Ending.EXPIRED, b"event: $end\n\n")
     text = client.text(ended=True)
     beats = [text.index(b"\n:\n"), text.rindex(b"\n:\n")]
@@ -203,12 +205,12 @@ def test_a_pass_that_compresses_much_lets_others_run(
 ) -> None:
     """A large batch counts as many writes: compressing one for each of many views takes long."""
     naps = count_naps(monkeypatch)
-    monkeypatch.setattr("service.hub.SLICE_SECONDS", -1.0)
+    monkeypatch.setattr("service.fan_out.SLICE_SECONDS", -1.0)
     for number in range(SLICE_WRITES // 2):
         Client(hub, GZIP, "a", str(number))
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     few = len(naps)
-    hub.deliver([("a", frame(number, 4000)) for number in range(2, 20)])
+    deliver(hub, [("a", frame(number, 4000)) for number in range(2, 20)])
     assert len(naps) - few > SLICE_WRITES // 4
 
 

@@ -7,30 +7,23 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import gevent
 import greenlet
 import pytest
 
-import service.hub
+import service.fan_out
 from service.batch import MAX_BATCH_BYTES
 from service.control import CONTROL
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.heartbeat import JITTER, POSITION_SECONDS
-from service.hub import (
-    FLUSH_SECONDS,
-    LONGEST_REST_SECONDS,
-    SLICE_SECONDS,
-    SLICE_WRITES,
-    TICK_SECONDS,
-    Hub,
-)
+from service.hub import FLUSH_SECONDS, TICK_SECONDS, Hub
 from service.reset import Loss
 from service.sockets import Sockets
 from service.subscriber import GONE, Ending, Subscriber
 from service.view import Selection
+from tests.deliveries import beat, deliver, reset
 from tests.encodings import CHUNKED, PLAIN, framing
 from tests.live_server import until
 from tests.sse_client import EventStreamParser, ParsedEvent, event_data, parse_stream
@@ -121,8 +114,8 @@ def frame(number: int, data: str = "", name: str = "message") -> Frame:
 @pytest.fixture
 def tiny_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others run after every single write."""
-    monkeypatch.setattr(service.hub, "SLICE_SECONDS", -1.0)
-    monkeypatch.setattr(service.hub, "SLICE_WRITES", 1)
+    monkeypatch.setattr(service.fan_out, "SLICE_SECONDS", -1.0)
+    monkeypatch.setattr(service.fan_out, "SLICE_WRITES", 1)
 
 
 # ------------------------------------------------------------------------------- who gets what
@@ -131,7 +124,7 @@ def tiny_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_channel_has_its_streams(hub: Hub) -> None:
     """A stream gets what is published to its channels, in order, and nothing else."""
     a, b, both = Client(hub, "a"), Client(hub, "b"), Client(hub, "a", "b")
-    hub.deliver([("a", frame(1)), ("b", frame(2)), ("c", frame(3)), ("a", frame(4))])
+    deliver(hub, [("a", frame(1)), ("b", frame(2)), ("c", frame(3)), ("a", frame(4))])
     assert a.events == ["1", "4"]
     assert b.events == ["2"]
     assert both.events == ["1", "2", "4"]
@@ -140,16 +133,16 @@ def test_each_channel_has_its_streams(hub: Hub) -> None:
 
 def test_a_channel_without_streams_moves_the_position(hub: Hub) -> None:
     """The position is the highest id that reached this worker, whoever it was for."""
-    hub.deliver([("nobody", frame(7)), ("nobody", frame(6))])
-    hub.deliver([("nobody", Frame(None, "message", b"data: foreign\n\n"))])
+    deliver(hub, [("nobody", frame(7)), ("nobody", frame(6))])
+    deliver(hub, [("nobody", Frame(None, "message", b"data: foreign\n\n"))])
     assert hub.position == EventId(7, 0)
 
 
 def test_an_event_of_several_channels_comes_once(hub: Hub) -> None:
     """A stream of several channels gets an event that went to all of them once."""
     both = Client(hub, "a", "b")
-    hub.deliver([("a", frame(1)), ("b", frame(1))])
-    hub.deliver([("b", frame(1))])
+    deliver(hub, [("a", frame(1)), ("b", frame(1))])
+    deliver(hub, [("b", frame(1))])
     assert both.events == ["1"]
 
 
@@ -157,16 +150,16 @@ def test_half_of_an_event_of_several_channels(hub: Hub) -> None:
     """While one of an event's copies is on its way, no stream of that channel is past the event."""
     first, second = frame(2), frame(2)
     first.more = True
-    hub.deliver([("a", frame(1)), ("b", frame(1)), ("a", first)])
+    deliver(hub, [("a", frame(1)), ("b", frame(1)), ("a", first)])
     assert hub.position_of(["a"]) == hub.position_of(["a", "b"]) == EventId(2, 0)
     assert hub.position_of(["b"]) == hub.position == EventId(1, 0)
     late = Client(hub, "b", position=hub.position_of(["b"]))
     both = Client(hub, "a", "b", position=hub.position_of(["a", "b"]))
-    hub.reset(["b"], Loss.LOST, None, FIRST_ID)
-    hub.beat(time.monotonic() + HEARTBEAT_SECONDS)
+    reset(hub, ["b"], Loss.LOST, None, FIRST_ID)
+    beat(hub, time.monotonic() + HEARTBEAT_SECONDS)
     assert [event.last_event_id for event in parse_stream(late.data)] == ["1-0"]
     assert late.data.count(b"id: 1-0\n") == 2, "with $reset and with the heartbeat"
-    hub.deliver([("b", second)])
+    deliver(hub, [("b", second)])
     assert late.events[1:] == ["2"]
     assert both.events[1:] == [], "it came with the other channel"
     assert hub.position == EventId(2, 0)
@@ -176,11 +169,11 @@ def test_a_copy_that_nobody_here_follows(hub: Hub) -> None:
     """What comes next, or a mark, proves that no more copies of an event will come."""
     first, second = frame(2), frame(4)
     first.more = second.more = True
-    hub.deliver([("a", frame(1)), ("a", first)])
+    deliver(hub, [("a", frame(1)), ("a", first)])
     assert hub.position == EventId(1, 0)
-    hub.deliver([("a", frame(3))])
+    deliver(hub, [("a", frame(3))])
     assert hub.position == EventId(3, 0)
-    hub.deliver([("a", second)])
+    deliver(hub, [("a", second)])
     hub.advance(EventId(4, 0))
     assert hub.position == hub.position_of(["b"]) == EventId(4, 0)
 
@@ -189,7 +182,7 @@ def test_filtered_streams(hub: Hub) -> None:
     """Each view gets the names it selected, the service's own always."""
     ticks = Client(hub, "a", names=frozenset({"tick"}))
     everything = Client(hub, "a")
-    hub.deliver([("a", frame(1, name="tick")), ("a", frame(2)), ("a", frame(3, name="$reset"))])
+    deliver(hub, [("a", frame(1, name="tick")), ("a", frame(2)), ("a", frame(3, name="$reset"))])
     assert ticks.events == ["1", "3"]
     assert everything.events == ["1", "2", "3"]
 
@@ -208,8 +201,8 @@ def test_private_events_go_to_those_with_a_grant(hub: Hub) -> None:
     """
     nobody, granted_b = Client(hub, "a", "b"), Client(hub, "a", "b", granted=frozenset("b"))
     only_a, only_b = Client(hub, "a"), Client(hub, "b", granted=frozenset("b"))
-    hub.deliver([("a", stored(1)), ("a", stored(2, "a")), ("b", stored(3, "b"))])
-    hub.deliver([("a", stored(4, "a", "b")), ("b", stored(4, "a", "b")), ("b", stored(5))])
+    deliver(hub, [("a", stored(1)), ("a", stored(2, "a")), ("b", stored(3, "b"))])
+    deliver(hub, [("a", stored(4, "a", "b")), ("b", stored(4, "a", "b")), ("b", stored(5))])
     assert nobody.events == ["1", "5"]
     assert granted_b.events == ["1", "3", "4", "5"]
     assert only_a.events == ["1"]
@@ -223,19 +216,19 @@ def test_a_late_private_event_is_no_loss_for_others(hub: Hub) -> None:
     """
     granted, other = Client(hub, granted=frozenset("a")), Client(hub)
     ticks = Client(hub, names=frozenset({"tick"}), granted=frozenset("a"))
-    hub.deliver([("a", stored(5)), ("a", stored(3, "a"))])
-    hub.deliver([("a", stored(2, "a"))])
+    deliver(hub, [("a", stored(5)), ("a", stored(3, "a"))])
+    deliver(hub, [("a", stored(2, "a"))])
     assert [event.type for event in parse_stream(granted.data)] == ["message", "$reset", "$reset"]
     assert other.events == ["5"]
     assert ticks.events == []
-    hub.deliver([("a", stored(4))])
+    deliver(hub, [("a", stored(4))])
     assert [event.type for event in parse_stream(other.data)] == ["message", "$reset"]
 
 
 def test_losses_are_told_to_all_of_a_channel(hub: Hub) -> None:
     """A gap may have held anything, so streams without a grant are told as well."""
     clients = [Client(hub), Client(hub, granted=frozenset("a"))]
-    hub.reset(["a"], Loss.LOST, None, FIRST_ID)
+    reset(hub, ["a"], Loss.LOST, None, FIRST_ID)
     for client in clients:
         assert [event.type for event in parse_stream(client.data)] == ["$reset"]
 
@@ -244,7 +237,7 @@ def test_streams_of_a_view_share_their_bytes(hub: Hub) -> None:
     """Whatever the number of streams, a batch is joined once and framed once for each framing."""
     plain = [Client(hub, "a", "b") for _ in range(3)]
     chunked = [Client(hub, "a", "b", chunked=True) for _ in range(3)]
-    hub.deliver([("a", frame(1)), ("b", frame(2))])
+    deliver(hub, [("a", frame(1)), ("b", frame(2))])
     assert [len(one.writes) for one in plain + chunked] == [1] * 6
     assert len({id(one.writes[0]) for one in plain}) == 1
     assert len({id(one.writes[0]) for one in chunked}) == 1
@@ -254,7 +247,7 @@ def test_a_flood_is_written_in_bounded_batches(hub: Hub) -> None:
     """Frames that arrive together are joined, up to 64 KiB for one write."""
     client = Client(hub)
     frames = [("a", frame(number, "x" * 1000)) for number in range(1, 301)]
-    hub.deliver(frames)
+    deliver(hub, frames)
     assert 5 <= len(client.writes) <= 6
     assert max(map(len, client.writes)) <= MAX_BATCH_BYTES
     assert len(client.events) == 300
@@ -266,7 +259,7 @@ def test_nothing_is_left_of_streams_that_ended(hub: Hub) -> None:
     other = Client(hub, "b")
     assert hub.streams == 3
     first.subscriber.end(Ending.CLIENT_LEFT)
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     assert (first.events, second.events) == ([], ["1"])
     second.subscriber.end(Ending.CLIENT_LEFT)
     assert hub.streams == 1
@@ -297,8 +290,8 @@ def test_a_stream_that_ends_in_the_fan_out_hurts_nobody(hub: Hub) -> None:
             started.append(Client(hub, "a", position=hub.position))
 
     leaving = Client(hub, "a", on_write=leave)
-    hub.deliver([("a", frame(1, "x" * MAX_BATCH_BYTES)), ("a", frame(2))])
-    hub.deliver([("a", frame(3))])
+    deliver(hub, [("a", frame(1, "x" * MAX_BATCH_BYTES)), ("a", frame(2))])
+    deliver(hub, [("a", frame(3))])
     assert started[0].events == ["3"]
     assert hub.streams == 1
 
@@ -312,8 +305,8 @@ def test_commands_are_obeyed_in_their_order() -> None:
     hub = make_hub(obeyed.append)
     client = Client(hub)
     commands = [stored(2), stored(4), frame(6)]
-    hub.deliver([("a", frame(1)), (CONTROL, commands[0]), ("a", stored(3))])
-    hub.deliver([(CONTROL, commands[1]), ("$other", frame(5)), (CONTROL, commands[2])])
+    deliver(hub, [("a", frame(1)), (CONTROL, commands[0]), ("a", stored(3))])
+    deliver(hub, [(CONTROL, commands[1]), ("$other", frame(5)), (CONTROL, commands[2])])
     assert obeyed == commands
     assert client.events == ["1", "3"]
     assert hub.position == EventId(6, 0)
@@ -333,8 +326,8 @@ def test_a_command_may_end_streams_of_its_batch() -> None:
     hub = make_hub(obey)
     closed, stays, alone = Client(hub, "a"), Client(hub, "a"), Client(hub, "a", "b")
     other = Client(hub, "b")
-    hub.deliver([("a", stored(1)), (CONTROL, stored(2)), ("a", stored(3)), ("b", stored(4))])
-    hub.deliver([(CONTROL, stored(5)), ("a", stored(6))])
+    deliver(hub, [("a", stored(1)), (CONTROL, stored(2)), ("a", stored(3)), ("b", stored(4))])
+    deliver(hub, [(CONTROL, stored(5)), ("a", stored(6))])
     assert len(obeyed) == 2
     assert closed.events == alone.events == []
     assert closed.subscriber.ending is alone.subscriber.ending is Ending.REVOKED
@@ -365,12 +358,12 @@ def test_registry_changes_never_yield(hub: Hub) -> None:
     with no_switch():
         clients = [Client(hub, "a", f"c{n}", position=FIRST_ID) for n in range(1000)]
     with no_switch():
-        touched = hub._collect([("a", frame(number)) for number in range(1, 100)])
+        hub.collect([("a", frame(number)) for number in range(1, 100)])
     with no_switch():
         late = Client(hub, "a", "c0")
     with no_switch():
-        batches = [list(view.take()) for view in touched]
-    assert len(batches) == 1000
+        batches = [list(view.take()) for view in hub.views.values()]
+    assert sum(map(bool, batches)) == 1000
     with no_switch():
         for client in clients:
             client.subscriber.end(Ending.CLIENT_LEFT)
@@ -402,7 +395,7 @@ def test_a_stream_that_opens_during_a_fan_out(hub: Hub, tiny_slices: None) -> No
     """
     receivers = [Client(hub, "a") for _ in range(5)]
     others = [Client(hub, "b") for _ in range(5)]
-    delivery = gevent.spawn(hub.deliver, [("a", frame(1)), ("b", frame(2))])
+    delivery = gevent.spawn(deliver, hub, [("a", frame(1)), ("b", frame(2))])
     while not any(one.writes for one in receivers):
         gevent.sleep(0)
 
@@ -410,7 +403,7 @@ def test_a_stream_that_opens_during_a_fan_out(hub: Hub, tiny_slices: None) -> No
     late_b = Client(hub, "b", position=hub.position)
     receivers[0].subscriber.end(Ending.CLIENT_LEFT)
     delivery.join()
-    hub.deliver([("a", frame(3)), ("b", frame(4))])
+    deliver(hub, [("a", frame(3)), ("b", frame(4))])
 
     assert late_a.events == ["3"]
     assert late_b.events == ["4"]
@@ -418,21 +411,24 @@ def test_a_stream_that_opens_during_a_fan_out(hub: Hub, tiny_slices: None) -> No
     assert [one.events for one in others] == [["2", "4"]] * 5
 
 
-def test_deliveries_take_turns(hub: Hub, tiny_slices: None) -> None:
-    """A second delivery waits until the first is written: no stream sees them mixed."""
+def test_deliveries_of_a_view_are_not_mixed(hub: Hub, tiny_slices: None) -> None:
+    """What is collected while a pass is written waits for the view's next one."""
     clients = [Client(hub, "a") for _ in range(10)]
-    first = gevent.spawn(hub.deliver, [("a", frame(1)), ("a", frame(2))])
-    second = gevent.spawn(hub.deliver, [("a", frame(3))])
-    gevent.joinall([first, second])
+    hub.collect([("a", frame(1)), ("a", frame(2))])
+    writer = gevent.spawn(hub.fan_out.write)
+    while not any(one.writes for one in clients):
+        gevent.sleep(0)
+    hub.collect([("a", frame(3))])
+    assert not all(one.writes for one in clients)
+    writer.join()
     assert [one.events for one in clients] == [["1", "2", "3"]] * 10
 
 
-def test_a_released_number_is_not_reused_during_a_fan_out(hub: Hub, tiny_slices: None) -> None:
-    """A stream that ends between two slices keeps its number until the fan-out is over: the
-    connection that is accepted meanwhile has another one, and gets nothing.
+def test_a_stranger_gets_nothing_of_a_fan_out(hub: Hub, tiny_slices: None) -> None:
+    """A stream that ends between two slices may leave its number to a connection that is accepted
+    meanwhile; that one gets nothing of what the fan-out still has for the other.
     """
     sockets = Sockets(hub.detach, hub.slow, outbox_bytes=1000, send_timeout_seconds=10)
-    hub.hold = sockets.holding
     ends: list[socket.socket] = []
 
     def accept(channel: str) -> Subscriber:
@@ -446,14 +442,15 @@ def test_a_released_number_is_not_reused_during_a_fan_out(hub: Hub, tiny_slices:
 
     streams = [accept("a") for _ in range(4)]
     numbers = {stream.fd for stream in streams}
-    delivery = gevent.spawn(hub.deliver, [("a", frame(1))])
+    hub.collect([("a", frame(1))])
+    writer = gevent.spawn(hub.fan_out.write)
     gevent.sleep(0)
-    assert not delivery.ready()
+    assert not writer.ready()
     for stream in streams:
         stream.end(Ending.CLIENT_LEFT)
     strangers = [accept("private") for _ in range(4)]
-    assert numbers.isdisjoint(stranger.fd for stranger in strangers)
-    delivery.join()
+    assert not numbers.isdisjoint(stranger.fd for stranger in strangers), "no number came back"
+    writer.join()
 
     for stranger, end in zip(strangers, ends[4:], strict=True):
         stranger.send(b"hello")
@@ -463,133 +460,15 @@ def test_a_released_number_is_not_reused_during_a_fan_out(hub: Hub, tiny_slices:
         end.close()
 
 
-# --------------------------------------------------------------------------- slices and rests
-
-
-class Clock:
-    """Stands in for the module `time` of the hub: `now` moves as the test says."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.sleeps: list[float] = []
-        self.on_sleep: Callable[[], None] = lambda: None
-
-    def sleep(self, seconds: float) -> None:
-        """Note a sleep, which is when others run."""
-        self.sleeps.append(seconds)
-        self.on_sleep()
-
-    def advance(self, seconds: float) -> Callable[[], None]:
-        """What a write that costs `seconds` does."""
-
-        def cost() -> None:
-            self.now += seconds
-
-        return cost
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that only the test moves; the hub's sleeps return at once and are noted."""
-    clock = Clock()
-    stand_in = SimpleNamespace(
-        perf_counter=lambda: clock.now, monotonic=lambda: clock.now, time_ns=time.time_ns
-    )
-    monkeypatch.setattr(service.hub, "time", stand_in)
-    monkeypatch.setattr(service.hub, "gevent", SimpleNamespace(sleep=clock.sleep))
-    return clock
-
-
-def test_a_cheap_delivery_is_not_followed_by_a_rest(hub: Hub, clock: Clock) -> None:
-    """At ordinary rates there is no added delay: the next event is read at once."""
-    Client(hub, on_write=clock.advance(0.0009))
-    hub.deliver([("a", frame(1))])
-    assert clock.sleeps == []
-
-
-def test_many_cheap_deliveries_let_others_run(hub: Hub, clock: Clock) -> None:
-    """A flow of cheap deliveries lets other greenlets run every 5 ms or so, without a delay."""
-    Client(hub, on_write=clock.advance(0.0009))
-    for number in range(1, 41):
-        hub.deliver([("a", frame(number))])
-    assert set(clock.sleeps) == {0}
-    assert 5 <= len(clock.sleeps) <= 7
-
-
-@pytest.mark.parametrize(
-    ("seconds", "rest"), [(0.002, 0.002), (0.030, 0.030), (0.200, LONGEST_REST_SECONDS)]
-)
-def test_half_of_the_time_is_for_others(
-    hub: Hub, clock: Clock, seconds: float, rest: float
-) -> None:
-    """After a delivery that cost some time, the worker does other work for as long, at most 50 ms:
-    fan-out takes at most half of a worker that is flooded.
-    """
-    for _ in range(10):
-        Client(hub, on_write=clock.advance(seconds / 10))
-    hub.deliver([("a", frame(1))])
-    assert clock.sleeps == pytest.approx([rest])
-
-
-def test_the_first_event_is_never_delayed(hub: Hub, clock: Clock) -> None:
-    """The rest comes after the writing, never before it."""
-    client = Client(hub, on_write=clock.advance(0.020))
-    written: list[int] = []
-    clock.on_sleep = lambda: written.append(len(client.writes))
-    hub.deliver([("a", frame(1))])
-    assert written == [1]
-
-
-def test_slices_of_others_are_not_counted(hub: Hub, clock: Clock) -> None:
-    """Between slices others run; what they cost neither ends a slice nor makes the rest longer."""
-    clock.on_sleep = clock.advance(10.0)
-    count = 4 * SLICE_WRITES
-    for _ in range(count):
-        Client(hub, on_write=clock.advance(1.5 * SLICE_SECONDS / SLICE_WRITES))
-
-    hub.deliver([("a", frame(1))])
-
-    assert clock.sleeps == pytest.approx([0, 0, 0, 0, 4 * 1.5 * SLICE_SECONDS])
-
-
-def test_others_run_every_few_milliseconds(hub: Hub) -> None:
-    """A fan-out to thousands of streams lets other greenlets run every 5 ms or so."""
-
-    def spend() -> None:
-        until = time.perf_counter() + 0.00003
-        while time.perf_counter() < until:
-            pass
-
-    for _ in range(2000):
-        Client(hub, on_write=spend)
-    gaps: list[float] = []
-
-    def look() -> None:
-        # CPU time of this thread: other processes of a busy machine don't count.
-        last = time.thread_time()
-        while True:
-            gevent.sleep(0)
-            now = time.thread_time()
-            gaps.append(now - last)
-            last = now
-
-    watcher = gevent.spawn(look)
-    gevent.sleep(0)
-    hub.deliver([("a", frame(1))])
-    watcher.kill()
-    assert max(gaps) < 0.020
-    assert sum(gap > 0.003 for gap in gaps) >= 5, "the fan-out was too cheap to be sliced"
-
-
 # ------------------------------------------------------------------- heartbeats, slow streams
 
 
 def test_a_heartbeat_is_a_bare_comment(hub: Hub) -> None:
     """A quiet stream gets `:` and a newline: a blank line would be an event to some clients."""
     client = Client(hub)
-    hub.beat(time.monotonic())
+    beat(hub, time.monotonic())
     assert client.data == b""
-    hub.beat(time.monotonic() + HEARTBEAT_SECONDS)
+    beat(hub, time.monotonic() + HEARTBEAT_SECONDS)
     assert client.data == b":\n"
 
 
@@ -612,8 +491,8 @@ def test_an_event_is_a_sign_of_life(hub: Hub) -> None:
     busy, quiet = Client(hub, "a"), Client(hub, "b")
     for view in hub.views.values():
         view.heartbeat_at = 0.0
-    hub.deliver([("a", frame(1))])
-    hub.beat(time.monotonic())
+    deliver(hub, [("a", frame(1))])
+    beat(hub, time.monotonic())
     assert busy.events == ["1"]
     assert b":\n\n" not in busy.data
     assert not busy.data.endswith(b":\n")
@@ -625,11 +504,11 @@ def test_the_position_is_told_about_once_a_minute(hub: Hub) -> None:
     quiet or filtered stream stays fresh; it dispatches nothing.
     """
     client = Client(hub, "a", names=frozenset({"never"}))
-    hub.deliver([("a", frame(5)), ("elsewhere", frame(9))])
+    deliver(hub, [("a", frame(5)), ("elsewhere", frame(9))])
     start = time.monotonic() + HEARTBEAT_SECONDS
     for seconds in range(0, 3 * POSITION_SECONDS, 15):
         hub.views[client.subscriber.selection].heartbeat_at = 0.0
-        hub.beat(start + seconds)
+        beat(hub, start + seconds)
 
     parser = EventStreamParser()
     assert parser.feed(client.data) == []
@@ -642,7 +521,7 @@ def test_the_position_is_told_about_once_a_minute(hub: Hub) -> None:
 def test_no_position_is_told_before_there_is_one(hub: Hub) -> None:
     """A worker that has delivered nothing yet doesn't set cursors back to the beginning."""
     client = Client(hub)
-    hub.beat(time.monotonic() + POSITION_SECONDS)
+    beat(hub, time.monotonic() + POSITION_SECONDS)
     assert client.data == b":\n"
 
 
@@ -652,13 +531,13 @@ def test_the_position_is_never_ahead_of_what_was_written(hub: Hub, tiny_slices: 
     """
     ahead = [Client(hub, "a") for _ in range(5)]
     behind = Client(hub, "b")
-    delivery = gevent.spawn(hub.deliver, [("a", frame(1)), ("b", frame(2))])
+    delivery = gevent.spawn(deliver, hub, [("a", frame(1)), ("b", frame(2))])
     while not ahead[0].writes and not ahead[1].writes:
         gevent.sleep(0)
     assert hub.position == EventId(2, 0)
     hub.views[behind.subscriber.selection].heartbeat_at = 0.0
 
-    heartbeat = gevent.spawn(hub.beat, time.monotonic())
+    heartbeat = gevent.spawn(beat, hub, time.monotonic())
     delivery.join()
     heartbeat.join()
 
@@ -671,7 +550,7 @@ def test_the_position_is_never_ahead_of_what_was_written(hub: Hub, tiny_slices: 
 def test_visible_pings_are_events(hub: Hub) -> None:
     """With `ping=event` a heartbeat is `$ping` with the time, and without an id."""
     client = Client(hub, visible_pings=True)
-    hub.beat(time.monotonic() + HEARTBEAT_SECONDS)
+    beat(hub, time.monotonic() + HEARTBEAT_SECONDS)
     (event,) = parse_stream(client.data)
     assert (event.type, event.last_event_id) == ("$ping", "")
     match = re.fullmatch(r'\{"time": (\d+)\}', event.data)
@@ -685,7 +564,7 @@ def test_stalled_streams_are_ended(hub: Hub) -> None:
     """
     stalled, moving, idle = Client(hub), Client(hub), Client(hub)
     stalled.stuck = moving.stuck = True
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     now = time.monotonic()
     moving.subscriber.moved_at = now + 5
     hub.end_stalled(now + SEND_TIMEOUT_SECONDS - 1)
@@ -704,7 +583,7 @@ def test_a_slow_stream_never_delays_another(hub: Hub) -> None:
     stuck, good = Client(hub), Client(hub)
     stuck.stuck = True
     for number in range(1, 200):
-        hub.deliver([("a", frame(number, "x" * 10_000))])
+        deliver(hub, [("a", frame(number, "x" * 10_000))])
     assert stuck.subscriber.ending is Ending.TOO_SLOW
     assert len(good.events) == 199
 
@@ -716,11 +595,11 @@ def test_the_hub_beats_by_itself() -> None:
     hub = make_hub(heartbeat_seconds=0.5, send_timeout_seconds=0.5)
     quiet, stuck = Client(hub, "a"), Client(hub, "b")
     stuck.stuck = True
-    runner = gevent.spawn(hub.run)
+    greenlets = [gevent.spawn(hub.run), gevent.spawn(hub.fan_out.run)]
     until(lambda: quiet.data.startswith(b":\n"), 0.9, "a heartbeat")
     until(lambda: stuck.subscriber.ending is Ending.STALLED, 2, "the stalled stream is ended")
     until(lambda: quiet.data.startswith(b":\n:\n:\n"), 3, "more heartbeats")
-    runner.kill()
+    gevent.killall(greenlets)
 
 
 # ---------------------------------------------------------------------------------- the drain
@@ -730,7 +609,7 @@ def test_a_drain_ends_every_stream_cleanly(hub: Hub) -> None:
     """Each stream gets what was delivered, a reconnection time of its own, and a whole end."""
     plain = [Client(hub) for _ in range(20)]
     chunked = [Client(hub, chunked=True) for _ in range(20)]
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     hub.drain(0)
 
     assert hub.draining
@@ -769,7 +648,7 @@ def test_streams_may_leave_and_get_events_during_a_drain(hub: Hub) -> None:
     gevent.sleep(0.05)
     for client in clients[:10]:
         client.subscriber.end(Ending.CLIENT_LEFT)
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     drain.get(timeout=1)
     assert hub.streams == 0
     assert sum("1" in client.events for client in clients) >= 5
@@ -779,7 +658,7 @@ def test_a_drain_waits_shortly_for_what_is_unsent(hub: Hub) -> None:
     """A stream with a backlog may take a second for the rest; a stuck one doesn't hold up."""
     slow, stuck = Client(hub), Client(hub)
     slow.stuck = stuck.stuck = True
-    hub.deliver([("a", frame(1))])
+    deliver(hub, [("a", frame(1))])
     drain = gevent.spawn(hub.drain, 0)
     gevent.sleep(0.05)
     assert slow.subscriber.ending is Ending.DRAINED

@@ -389,9 +389,9 @@ def heartbeats_never_overtake_events(worker: Worker) -> None:
     frames = [("a", Frame(EventId(2**41, n), "message", b"id: %d-%d\ndata: x\n\n" % (2**41, n)))
               for n in range(3)]  # fmt: skip
     hub.beat(time.monotonic())
-    gevent.spawn(hub.deliver, frames)
+    hub.collect(frames)
     view.position_at = view.heartbeat_at = 0.0
-    gevent.spawn(hub.beat, time.monotonic())
+    hub.beat(time.monotonic())
     gevent.sleep(0.2)
     ids = [line for line in reader.taken.split(b"\n") if line.startswith(b"id: ")]
     assert ids == sorted(ids)

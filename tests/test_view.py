@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.batch import MAX_BATCH_BYTES
+from service.batch import MAX_BATCH_BYTES, Batch
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
 from service.subscriber import Subscriber
@@ -247,6 +247,24 @@ def test_several_joins_with_frames_between(view: View) -> None:
         b"4 5 ",
         b"5 ",
     ]
+
+
+def test_a_heartbeat_follows_what_is_pending(view: View) -> None:
+    """A batch without events has its place between those before and after it, for those who were
+    there then; it doesn't count as an event.
+    """
+    early, got_early = subscriber_of(view)
+    view.join(early, FIRST_ID)
+    view.collect(frame(1))
+    view.append(Batch(b": "))
+    late, got_late = subscriber_of(view)
+    view.join(late, EventId(1, 0))
+    view.collect(frame(2))
+    deliver(view)
+    assert b"".join(got_early.taken) == b"1 : 2 "
+    assert got_late.taken == [b"2 "]
+    assert (early.events, late.events) == (2, 1)
+    assert not view.has_work
 
 
 def test_leaving_twice_is_harmless(view: View) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import urllib.request
 from pathlib import Path
 
 from bench.publisher import Feed
@@ -92,3 +94,13 @@ class NchanRedis(Nchan):
 
     name = "Nchan with Redis"
     uses_redis = True
+
+    def is_ready(self) -> bool:
+        """Whether a publish is taken: nginx answers before Nchan has Redis."""
+        url = f"http://127.0.0.1:{self.port}/pub/ready"
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(url, data=b"ready", timeout=5) as answer,
+        ):
+            return bool(answer.status < 300)
+        return False

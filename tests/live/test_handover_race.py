@@ -47,6 +47,7 @@ class Race:
         self.publishing = publishing
         self.chance = random.Random(seed)
         self.left = reconnects
+        self.refused = 0
         self.ids: list[int] = []
         self.channels: list[frozenset[str]] = []
         self.deliveries = self.from_far = 0
@@ -88,6 +89,9 @@ class Race:
             cursor = self.ids[-back]
             known = self.ids[-1]
             got = self._stream(channels, cursor, self._wanted(channels, cursor, known))
+            if got is None:
+                self.refused += 1
+                continue
             wanted = self._await_wanted(channels, cursor, got)
             self.deliveries += len(got)
             self.from_far += back > REMEMBERED
@@ -109,25 +113,29 @@ class Race:
             until(lambda: self.ids[-1] >= got[-1], 10, "the receipt of what was received")
         return self._wanted(channels, cursor, got[-1] if got else cursor)
 
-    def _stream(self, channels: list[str], cursor: int, wanted: list[int]) -> list[int]:
-        """Stream until all `wanted` have come, and a moment longer."""
+    def _stream(self, channels: list[str], cursor: int, wanted: list[int]) -> list[int] | None:
+        """Stream until all `wanted` have come, and a moment longer; None for a soft refusal."""
         query = "&".join(f"channel={channel}" for channel in channels)
         request = f"GET /stream?{query} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
         with socket.create_connection(("127.0.0.1", self.service.port), 15) as sock:
             sock.sendall(f"{request}Last-Event-ID: {unpacked(cursor)}\r\n\r\n".encode())
             text = self._read(sock, len(wanted))
+            if text is None:
+                return None
             if self.chance.random() < 0.5:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if b"$reset" in text:
             self.faults.append(f"a reset: {text[-500:]!r}")
         return [packed(event_id.decode()) for event_id in EVENT.findall(text)]
 
-    def _read(self, sock: socket.socket, wanted: int) -> bytes:
+    def _read(self, sock: socket.socket, wanted: int) -> bytes | None:
         head = b""
         while b"\r\n\r\n" not in head:
             head += sock.recv(READ_BYTES)
         head, _, rest = head.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 "), head
+        if b"Transfer-Encoding: chunked" not in head:
+            return None  # a busy machine: the worker could not catch up within 5 s
         body = ChunkedBody()
         text = body.feed(rest)
         deadline = time.monotonic() + 15
@@ -183,6 +191,7 @@ def test_reconnects_during_a_flood(own_valkey: Valkey, piece_bytes: int) -> None
         seconds = time.monotonic() - started
     print(
         f"{reconnects} reconnects in {seconds:.1f} s, {len(race.ids)} events,"
-        f" {race.deliveries} deliveries, {race.from_far} from far back"
+        f" {race.deliveries} deliveries, {race.from_far} from far back, {race.refused} refused"
     )
+    assert race.refused <= reconnects / 50
     assert race.faults == []
