@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
 from service.channels import RedisNames
 from service.embedded import running_url
 from service.redis_store import RedisStore
@@ -29,3 +33,22 @@ def client_store(redis_url: str, settings: Settings) -> RedisStore:
         idempotency_seconds=settings.idempotency_seconds,
         tls_verify=settings.redis_tls_verify,
     )
+
+
+class Closing(ABC):
+    """A context manager that closes itself at the end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from service.channel_end import last_publication
 from service.channels import check_channel
-from service.client_redis import client_settings, client_store
+from service.client_redis import Closing, client_settings, client_store
 from service.errors import BadEvent, EventTooLarge, PushlineError
 from service.event import FIRST_ID, Event
 from service.publication import Publication
@@ -18,7 +17,7 @@ BATCH_MESSAGES = 1000
 """Messages of one round trip."""
 
 
-class MessagePublisher:
+class MessagePublisher(Closing):
     """Publishes to one channel. `url` is Redis; without it REDIS_URL, else what `serve` started.
 
     May be shared by threads, and is a context manager.
@@ -105,17 +104,6 @@ class MessagePublisher:
     def close(self) -> None:
         """Close the connections to Redis; publishing again opens new ones."""
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _as_text(message: Any) -> str:

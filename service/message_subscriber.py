@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 from service.channels import RedisNames, check_channels
-from service.client_redis import client_settings, client_store
+from service.client_redis import Closing, client_settings, client_store
 from service.errors import RedisDown, RedisError
 from service.event import FIRST_ID, EventId
 from service.follower import Follower
@@ -27,7 +25,7 @@ MAX_CHANNELS = 1000
 """Channels that one MessageSubscriber may listen to."""
 
 
-class MessageSubscriber:
+class MessageSubscriber(Closing):
     """Listens to one channel or several. `url` is as for MessagePublisher.
 
     One thread listens; any may `close`. It is a context manager.
@@ -171,14 +169,3 @@ class MessageSubscriber:
         self._closed.set()
         self._drop_link()
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -340,7 +340,7 @@ def lowest_free() -> int:
     return fd
 
 
-def test_a_number_is_free_only_after_the_fan_out(bench: Bench) -> None:
+def test_a_number_is_free_only_when_nobody_holds(bench: Bench) -> None:
     """While somebody holds, a released descriptor stays taken, so nobody else gets its number;
     its client sees the end right after.
     """
@@ -358,7 +358,7 @@ def test_a_number_is_free_only_after_the_fan_out(bench: Bench) -> None:
     assert bench.clients[0].recv(10) == b""
 
 
-def test_a_stranger_never_gets_the_bytes_of_a_fan_out(bench: Bench) -> None:
+def test_a_stranger_never_gets_the_bytes_of_another(bench: Bench) -> None:
     """A connection accepted while a batch is written gets none of it, although streams that the
     batch was meant for have just ended.
     """
