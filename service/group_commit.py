@@ -22,7 +22,12 @@ class _Call:
         self.publication = publication
         self.outcome: Outcome | None = None
         self.leads = False
-        self.woken = Event()
+        self.woken: Event | None = None
+
+    def wake(self) -> None:
+        """Let it go on, if it waits."""
+        if self.woken is not None:
+            self.woken.set()
 
 
 class GroupCommit:
@@ -57,9 +62,10 @@ class GroupCommit:
 
     def _wait(self, call: _Call) -> None:
         """Wait until `call` has an outcome, or has to make the round trip."""
-        if not call.woken.wait(WAIT_SECONDS) and call in self._waiting:
+        woken = call.woken = Event()
+        if not woken.wait(WAIT_SECONDS) and call in self._waiting:
             raise RedisPoolBusy
-        call.woken.wait()
+        woken.wait()
 
     def _send_all(self, leader: _Call) -> None:
         self._busy, leader.leads = True, False
@@ -73,11 +79,11 @@ class GroupCommit:
         finally:
             for call in calls:
                 call.outcome = call.outcome or OutcomeUnknown()
-                call.woken.set()
+                call.wake()
             self._hand_over()
 
     def _hand_over(self) -> None:
         self._busy = bool(self._waiting)
         if self._waiting:
             self._waiting[0].leads = True
-            self._waiting[0].woken.set()
+            self._waiting[0].wake()

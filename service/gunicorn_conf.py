@@ -50,6 +50,12 @@ max_requests = 0
 # Patching must come before the application is imported, and that is in the worker.
 preload_app = False
 
+# No header of a proxy changes scheme or path; X-Forwarded-For is for TRUSTED_PROXIES to read. Else
+# gunicorn looks at the address of each request's client, which takes it 10 us.
+forwarded_allow_ips = "*"
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+
 # gunicorn's control socket is shared by all instances of a user.
 control_socket_disable = True
 

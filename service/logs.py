@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 import time
 from datetime import timedelta
 from typing import Any
 
 from gunicorn.glogging import Logger
 
+from service.line_handler import Later, LineHandler
+
+ours = logging.getLogger("pushline")
 access = logging.getLogger("pushline.access")
 
 LOGGED = "pushline.logged"
@@ -43,6 +45,13 @@ def log_request(
         **more,
     }
     access.info("%s %s %s", method, fields["path"], status, extra={"fields": fields})
+
+
+def hold_lines(later: Later | None) -> None:
+    """Let lines be written together by `later`, or with None each at once again."""
+    for handler in ours.handlers:
+        if isinstance(handler, LineHandler):
+            handler.hold(later)
 
 
 class LineFormatter(logging.Formatter):
@@ -101,9 +110,9 @@ class ServiceLogger(Logger):
         formatter = LineFormatter(as_json=self.as_json)
         for handler in self.error_log.handlers:
             handler.setFormatter(formatter)
-        ours = logging.getLogger("pushline")
-        ours.handlers = [logging.StreamHandler(sys.stderr)]
-        ours.handlers[0].setFormatter(formatter)
+        lines = LineHandler()
+        lines.setFormatter(formatter)
+        ours.handlers = [lines]
         ours.setLevel(self.loglevel)
         ours.propagate = False
 

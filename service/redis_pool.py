@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import select
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha1
 from itertools import zip_longest
@@ -11,7 +13,7 @@ from typing import Any
 import hiredis
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import ConnectionInterface
+from redis.connection import AbstractConnection, ConnectionInterface
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
@@ -32,6 +34,9 @@ SEND_BYTES = 8_192
 """Commands are sent as soon as they are this much."""
 
 Command = tuple[Any, ...]
+
+_gevent = sys.modules.get("gevent.monkey")
+_poll = _gevent.get_original("select", "poll") if _gevent else select.poll
 
 
 class Unanswered(OutcomeUnknown):
@@ -156,7 +161,9 @@ class RedisPool:
         if address.tls and not tls_verify:
             options["ssl_cert_reqs"] = "none"
         if address.master is None:
-            return redis.BlockingConnectionPool.from_url(url, **options)
+            plain = _UnixConnection if address.path else _Connection
+            kind = _SecureConnection if address.tls else plain
+            return redis.BlockingConnectionPool.from_url(url, connection_class=kind, **options)
         return redis.BlockingConnectionPool(
             connection_class=_SecureMasterConnection if address.tls else _MasterConnection,
             locate=address.locate,
@@ -174,7 +181,36 @@ class RedisPool:
             connection.read_response()
 
 
-class _MasterConnection(redis.Connection):
+class _Watched(AbstractConnection):
+    """A connection that is looked at, before each use, without a turn of gevent's loop.
+
+    redis-py polls it through gevent: other greenlets would run before the command is sent.
+    """
+
+    def can_read(self, timeout: float = 0) -> bool:
+        """Whether something has come unasked; raises redis.ConnectionError at the end."""
+        connected = self._get_socket()
+        if connected is not None:
+            poller = _poll()
+            poller.register(connected, select.POLLIN)
+            if not poller.poll(0):
+                return False
+        return super().can_read(timeout)
+
+
+class _Connection(_Watched, redis.Connection):
+    """A connection over TCP."""
+
+
+class _UnixConnection(_Watched, redis.UnixDomainSocketConnection):
+    """A connection over a unix socket."""
+
+
+class _SecureConnection(_Watched, redis.SSLConnection):
+    """A connection over TLS."""
+
+
+class _MasterConnection(_Connection):
     """A connection to whatever `locate` names as the master at the time of connecting."""
 
     def __init__(self, *, locate: Callable[[], tuple[str, int]], **options: Any) -> None:

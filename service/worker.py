@@ -19,6 +19,8 @@ import gevent
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
+from service.lean_http import Answer, environ_of, hot_channel, send, send_whole
+from service.logs import hold_lines, log_request
 from service.routes.headers import HEADERS
 from service.sockets import HAND_OVER, HANDED_OVER
 
@@ -48,6 +50,7 @@ class PushlineWorker(GeventWorker):
     """A gevent worker that gives stream sockets away, and ends all streams before it exits."""
 
     service: Service
+    _answer: Callable[[str, dict[str, Any]], Answer] | None
     _stopping = False
 
     def load_wsgi(self) -> None:
@@ -55,6 +58,8 @@ class PushlineWorker(GeventWorker):
         super().load_wsgi()
         app: Any = self.wsgi
         self.service = app.extensions["pushline"]
+        # Whoever has put something around the front sees every request.
+        self._answer = getattr(app.wsgi_app, "publish", None)
         self.wsgi = with_hand_over(app)
         self._idle_from: dict[socket.socket, float] = {}
 
@@ -63,10 +68,12 @@ class PushlineWorker(GeventWorker):
         hub: Any = gevent.get_hub()
         hub.print_exception = log_failure
         self.service.start(failed=self._give_up)
+        hold_lines(gevent.spawn_later)
         try:
             super().run()
         finally:
             self.service.stop()
+            hold_lines(None)
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve a connection, which is idle but for the requests on it."""
@@ -79,8 +86,34 @@ class PushlineWorker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> bool:
         """Serve one request of a connection."""
         self._idle_from.pop(sock, None)
-        super().handle_request(listener_name, req, sock, addr)
+        if not self._serve_publish(req, sock, addr):
+            super().handle_request(listener_name, req, sock, addr)
         self._idle_from[sock] = time.monotonic()
+        return True
+
+    def _serve_publish(self, req: Any, sock: socket.socket, addr: Any) -> bool:
+        """Whether this was a plain publish: it is served then.
+
+        Raises StopIteration when the connection is to be closed.
+        """
+        channel = hot_channel(req.method, req.path)
+        environ = environ_of(req, addr) if channel and self._answer else None
+        if not (self._answer and channel and environ):
+            return False
+        started = time.monotonic()
+        answer = self._answer(channel, environ)
+        closes = not self.alive or not self.cfg.keepalive or req.should_close()
+        send(sock, answer, closes=closes)
+        log_request(
+            address=environ["REMOTE_ADDR"],
+            method=req.method,
+            path=req.path,
+            status=int(answer.status[:3]),
+            sent_bytes=len(answer.body),
+            seconds=time.monotonic() - started,
+        )
+        if closes:
+            raise StopIteration
         return True
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
@@ -201,7 +234,7 @@ def send_at_once(response: Any, body: bytes) -> None:
         *response.default_headers(),
         *(f"{name}: {value}\r\n" for name, value in response.headers),
     ]
-    response.sock.sendall("".join([*head, "\r\n"]).encode("latin-1") + body)
+    send_whole(response.sock, "".join([*head, "\r\n"]).encode("latin-1") + body)
     response.headers_sent = True
     response.sent = len(body)
 

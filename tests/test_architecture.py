@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "setting_fields",
             "setting_rules",
             "logs",
+            "line_handler",
             "redis_address",
         }
     ),
@@ -90,6 +91,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "hub",
             "sockets",
+            "lean_http",
             "broker",
             "resume",
             "client",
@@ -140,6 +142,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 SIDEWAYS = frozenset(
     {
         ("errors", "failure"),
+        ("logs", "line_handler"),
         ("error_codes", "errors"),
         ("metrics", "counts"),
         ("metrics", "version"),
@@ -294,7 +297,7 @@ HOMES: dict[str, frozenset[str]] = {
     "redis": frozenset({"redis_pool", "redis_replies"}),
     "hiredis": frozenset({"redis_link", "redis_pool"}),
     "prometheus_client": frozenset({"metrics"}),
-    "gunicorn": frozenset({"logs", "worker", "routes.bodies", "routes.lines"}),
+    "gunicorn": frozenset({"logs", "worker", "lean_http", "routes.bodies", "routes.lines"}),
     "jwt": frozenset({"tokens", "minting"}),
     "cryptography": frozenset({"token_keys", "minting"}),
     # Jitter: what nobody may guess comes from `secrets`.

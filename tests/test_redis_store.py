@@ -579,3 +579,28 @@ def test_the_last_id_is_known(valkey: Valkey) -> None:
     (receipt,) = store.publish([Publication(Event("x"), ("a",))], FIRST_ID)
     assert store.clock() == receipt.id
     store.close()
+
+
+def test_a_command_is_sent_before_anybody_else_runs(store: RedisStore) -> None:
+    """So that an upload reads its next lines while Redis works; redis-py's look at a pooled
+    connection would take a turn of the loop.
+    """
+    store.publish([HELLO], FIRST_ID)
+    told: list[str] = []
+    (connection,) = [one for one in store._pool._pool.pool.queue if one is not None]
+    send = connection.send_packed_command
+
+    def noting(*args: Any, **more: Any) -> None:
+        told.append("sent")
+        send(*args, **more)
+
+    def publish() -> None:
+        told.append("started")
+        store.publish([HELLO], FIRST_ID)
+
+    connection.send_packed_command = noting
+    greenlet = gevent.spawn(publish)
+    while not told:
+        gevent.sleep(0)
+    assert told == ["started", "sent"]
+    greenlet.get(timeout=3)

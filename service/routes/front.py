@@ -12,15 +12,42 @@ from flask import Flask, Response
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Request
 
+from service.lean_http import CHANNEL, Answer, hot_channel
 from service.routes.answers import JSON_HEADERS
 from service.routes.headers import HEADERS, harden
 from service.routes.origins import Origins
 from service.routes.problems import Problems
 
-CHANNEL = "/channels/"
 STREAM = "/stream"
 
-ANSWER_HEADERS = {**JSON_HEADERS, **HEADERS}
+PUBLISHED = tuple({**JSON_HEADERS, **HEADERS}.items())
+
+
+class LazyRequest(Request):
+    """A request of which nothing is made before something of it is asked for."""
+
+    MADE = frozenset(
+        {
+            "method",
+            "scheme",
+            "server",
+            "root_path",
+            "path",
+            "query_string",
+            "headers",
+            "remote_addr",
+        }
+    )
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        self.environ = environ
+        self.shallow = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.MADE:
+            raise AttributeError(name)
+        super().__init__(self.environ)
+        return getattr(self, name)
 
 
 class Front:
@@ -50,41 +77,39 @@ class Front:
         # As Werkzeug reads them, or else one of these routes would get to Flask.
         path = "/" + environ["PATH_INFO"].lstrip("/")
         method = environ["REQUEST_METHOD"].upper()
-        if method == "POST" and path.startswith(CHANNEL):
-            channel = path[len(CHANNEL) :]
-            if channel and "/" not in channel:
-                return self._serve_publish(channel, environ, start_response)
-        elif path == STREAM and method in ("GET", "HEAD"):
+        channel = hot_channel(method, path)
+        if channel:
+            answer = self.publish(channel, environ)
+            start_response(answer.status, list(answer.headers))
+            return [answer.body]
+        if path == STREAM and method in ("GET", "HEAD"):
             return self._serve_stream(environ, start_response)
         return self._flask(environ, start_response)
 
-    def _serve_publish(
-        self, channel: str, environ: dict[str, Any], start_response: Any
-    ) -> Iterable[bytes]:
-        request = Request(environ)
+    def publish(self, channel: str, environ: dict[str, Any]) -> Answer:
+        """Answer a request whose body is to be published to `channel`."""
+        request = LazyRequest(environ)
         try:
             self._admit(request)
             body = self._publish(request, channel)
         except Exception as error:
-            return self._refuse(request, error, start_response)
-        length = {"Content-Length": str(len(body))}
-        headers = {**length, **ANSWER_HEADERS, **self._origins.headers(request)}
-        start_response("200 OK", list(headers.items()))
-        return [body]
+            response = self._refuse(request, error)
+            return Answer(response.status, response.headers.to_wsgi_list(), response.get_data())
+        headers = [("Content-Length", str(len(body))), *PUBLISHED]
+        return Answer("200 OK", [*headers, *self._origins.headers(request).items()], body)
 
     def _serve_stream(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        request = Request(environ)
+        request = LazyRequest(environ)
         try:
             self._admit(request)
             response = self._stream(request)
         except Exception as error:
-            return self._refuse(request, error, start_response)
+            response = self._refuse(request, error)
         return () if response is None else response(environ, start_response)
 
     def _admit(self, request: Request) -> None:
         self._start()
         self._origins.check_host(request)
 
-    def _refuse(self, request: Request, error: Exception, start_response: Any) -> Iterable[bytes]:
-        response = self._origins.allow(request, self._problems.answer(request, error))
-        return harden(response)(request.environ, start_response)
+    def _refuse(self, request: Request, error: Exception) -> Response:
+        return harden(self._origins.allow(request, self._problems.answer(request, error)))

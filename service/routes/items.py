@@ -54,7 +54,7 @@ class TextOptions:
     @classmethod
     def of_request(cls, request: Request) -> Self:
         """Those of `request`. Raises BadParameter."""
-        if not request.query_string:
+        if not request.environ.get("QUERY_STRING"):
             return cls()
         unknown = request.args.keys() - PARAMETERS
         if unknown:

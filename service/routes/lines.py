@@ -12,7 +12,7 @@ from gevent.event import Event
 from gunicorn.http.body import Body, ChunkedReader, LengthReader
 
 from service.errors import BadBody, EventTooLarge
-from service.routes.bodies import breaking_off, check_length
+from service.routes.bodies import breaking_off, check_length, take_held
 
 HELD_BYTES = 262_144
 """What may wait to be published; beyond it the client is made to wait."""
@@ -126,10 +126,7 @@ def _arrived(stream: IO[bytes]) -> bytes:
         rest = reader.buf.getvalue()
         reader.buf = io.BytesIO()
     elif isinstance(reader, LengthReader):
-        held = reader.unreader.take_buffered()
-        rest = held[: reader.length]
-        reader.unreader.unread(held[len(rest) :])
-        reader.length -= len(rest)
+        rest = take_held(reader)
     return first + rest
 
 
