@@ -115,9 +115,14 @@ class Access:
             raise NotGranted(f"AUTHORIZE_URL does not allow {refused[0]}")
         return grant
 
+    @property
+    def asks(self) -> bool:
+        """Whether somebody else may decide, and is to see the headers of requests."""
+        return self._authorizer is not None
+
     def asks_by_cookie(self, shown: Credentials) -> bool:
         """Whether somebody else may decide by a cookie, whatever it is called."""
-        return self._authorizer is not None and "Cookie" in shown.headers
+        return self.asks and "Cookie" in shown.headers
 
     def revoke(self, user: str, command: EventId) -> None:
         """What `user` was granted before `command` opens no stream any more, but for tokens."""

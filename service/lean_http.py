@@ -1,6 +1,6 @@
-"""A publish under gunicorn without WSGI, which takes gunicorn as long as all the rest of it.
+"""Publishes and streams under gunicorn without WSGI, which takes it as long as all their rest.
 
-The request is read by gunicorn; its environ and the answer's bytes are made here, as by gunicorn.
+A request is read by gunicorn; its environ and the answer's bytes are made here, as by gunicorn.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gunicorn import SERVER
 from service.settings import process_environ
 
 CHANNEL = "/channels/"
+STREAM = "/stream"
 
 _MOUNTED = "SCRIPT_NAME" in process_environ()
 
@@ -35,6 +36,11 @@ def hot_channel(method: str, path: str) -> str | None:
         return None
     channel = path[len(CHANNEL) :]
     return channel if channel and "/" not in channel else None
+
+
+def is_hot(method: str, path: str) -> bool:
+    """Whether a request is one of those that come most often."""
+    return hot_channel(method, path) is not None or (method == "GET" and path == STREAM)
 
 
 def environ_of(request: Any, address: Any) -> dict[str, Any] | None:
@@ -77,7 +83,7 @@ def send(client: socket.socket, answer: Answer, *, closes: bool) -> None:
     lines = [
         f"HTTP/1.1 {answer.status}",
         f"Server: {SERVER}",
-        f"Date: {_date(int(time.time()))}",
+        f"Date: {http_date(int(time.time()))}",
         f"Connection: {'close' if closes else 'keep-alive'}",
         *[f"{name}: {value}" for name, value in answer.headers],
         "\r\n",
@@ -93,6 +99,6 @@ def send_whole(client: socket.socket, packet: bytes) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _date(second: int) -> str:
+def http_date(second: int) -> str:
     """A time in seconds since 1970 as HTTP writes it (RFC 9110, section 5.6.7)."""
     return formatdate(second, usegmt=True)

@@ -63,15 +63,18 @@ class Sockets:
         self._holders = 0
         self._released: list[int] = []
 
+    def prepare(self, listener: socket.socket) -> None:
+        """Set what `take_over` counts on; Linux gives each connection its listener's options."""
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if listener.family != socket.AF_UNIX:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_ms)
+
     def take_over(self, client: socket.socket) -> int:
         """Detach `client` from its owner, whose close() then does nothing; return its descriptor.
 
         A dup'd descriptor would not do: the old one's registration in epoll would stay alive.
         """
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        if client.family != socket.AF_UNIX:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_ms)
         fd = client.detach()
         os.set_blocking(fd, False)
         return fd

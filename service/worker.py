@@ -19,10 +19,10 @@ import gevent
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from service.lean_http import Answer, environ_of, hot_channel, send, send_whole
+from service.lean_http import Answer, environ_of, is_hot, send, send_whole
 from service.logs import hold_lines, log_request
 from service.routes.headers import HEADERS
-from service.sockets import HAND_OVER, HANDED_OVER
+from service.sockets import HAND_OVER, HANDED_OVER, SUPPORTED
 
 if TYPE_CHECKING:
     from service.service import Service
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("pushline.worker")
 
 Application = Callable[[MutableMapping[str, Any], Any], Iterable[bytes]]
+
+Answers = Callable[[dict[str, Any]], Answer | None]
+"""Front.answer."""
 
 APPLICATION_FAULTS = ("InvalidResponseHeader", "InvalidResponseHeaderName")
 """What gunicorn counts among them though the application did it."""
@@ -50,7 +53,7 @@ class PushlineWorker(GeventWorker):
     """A gevent worker that gives stream sockets away, and ends all streams before it exits."""
 
     service: Service
-    _answer: Callable[[str, dict[str, Any]], Answer] | None
+    _answer: Answers | None
     _stopping = False
 
     def load_wsgi(self) -> None:
@@ -59,7 +62,7 @@ class PushlineWorker(GeventWorker):
         app: Any = self.wsgi
         self.service = app.extensions["pushline"]
         # Whoever has put something around the front sees every request.
-        self._answer = getattr(app.wsgi_app, "publish", None)
+        self._answer = getattr(app.wsgi_app, "answer", None)
         self.wsgi = with_hand_over(app)
         self._idle_from: dict[socket.socket, float] = {}
 
@@ -68,6 +71,9 @@ class PushlineWorker(GeventWorker):
         hub: Any = gevent.get_hub()
         hub.print_exception = log_failure
         self.service.start(failed=self._give_up)
+        if self.service.sockets is not None:
+            for listener in self.sockets:
+                self.service.sockets.prepare(listener)
         hold_lines(gevent.spawn_later)
         try:
             super().run()
@@ -86,22 +92,22 @@ class PushlineWorker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> bool:
         """Serve one request of a connection."""
         self._idle_from.pop(sock, None)
-        if not self._serve_publish(req, sock, addr):
+        environ = hot_environ(req, sock, addr) if self._answer else None
+        if self._answer and environ is not None:
+            self._reply(self._answer, environ, req, sock)
+        else:
             super().handle_request(listener_name, req, sock, addr)
         self._idle_from[sock] = time.monotonic()
         return True
 
-    def _serve_publish(self, req: Any, sock: socket.socket, addr: Any) -> bool:
-        """Whether this was a plain publish: it is served then.
-
-        Raises StopIteration when the connection is to be closed.
-        """
-        channel = hot_channel(req.method, req.path)
-        environ = environ_of(req, addr) if channel and self._answer else None
-        if not (self._answer and channel and environ):
-            return False
+    def _reply(
+        self, answers: Answers, environ: dict[str, Any], req: Any, sock: socket.socket
+    ) -> None:
+        """Answer a hot request; raises StopIteration when the connection ends or is given away."""
         started = time.monotonic()
-        answer = self._answer(channel, environ)
+        answer = answers(environ)
+        if answer is None:
+            raise StopIteration
         closes = not self.alive or not self.cfg.keepalive or req.should_close()
         send(sock, answer, closes=closes)
         log_request(
@@ -114,7 +120,6 @@ class PushlineWorker(GeventWorker):
         )
         if closes:
             raise StopIteration
-        return True
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what is no HTTP request with a problem; its bytes stay out of the log."""
@@ -212,7 +217,7 @@ def with_hand_over(application: Application) -> Application:
 
     def serve(environ: MutableMapping[str, Any], start_response: Any) -> Iterable[bytes]:
         client = environ.get("gunicorn.socket")
-        if type(client) is gevent.socket.socket:
+        if can_be_given(client):
             environ[HAND_OVER] = client
         body = application(environ, closing(start_response))
         if HANDED_OVER in environ:
@@ -226,6 +231,21 @@ def with_hand_over(application: Application) -> Application:
         return body
 
     return serve
+
+
+def can_be_given(client: object) -> bool:
+    """Whether a stream may take a client's socket over: TLS needs its wrapper."""
+    return SUPPORTED and type(client) is gevent.socket.socket
+
+
+def hot_environ(req: Any, sock: socket.socket, addr: Any) -> dict[str, Any] | None:
+    """The environ of a plain publish or stream; None for all other requests."""
+    if not (is_hot(req.method, req.path) and can_be_given(sock)):
+        return None
+    environ = environ_of(req, addr)
+    if environ is not None:
+        environ[HAND_OVER] = sock
+    return environ
 
 
 def send_at_once(response: Any, body: bytes) -> None:

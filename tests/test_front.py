@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
+from werkzeug.wrappers import Request
 
 from service.routes.headers import HEADERS
+from service.routes.lazy_request import LazyRequest
 from tests.applications import Application, making
 from tests.valkey import Valkey
 
@@ -74,3 +76,20 @@ def test_failures_are_answered_and_counted(
     assert b"zero" not in body
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert application.service.counts.refused["internal"] == 1
+
+
+def test_a_request_makes_what_is_asked_for() -> None:
+    """The lazy request says what Werkzeug's own does, and lacks what that lacks."""
+    environ = EnvironBuilder(
+        method="POST", path="/a%20b", query_string="channel=a&channel=b&x=%C3%A9&y",
+        headers=[("X-A", "1"), ("Cookie", "c=d")], environ_base={"REMOTE_ADDR": "192.0.2.1"},
+    ).get_environ()  # fmt: skip
+    lazy, whole = LazyRequest(dict(environ)), Request(environ)
+    for name in ("args", "method", "path", "query_string", "remote_addr", "cookies", "host"):
+        assert getattr(lazy, name) == getattr(whole, name), name
+    assert lazy.headers["X-A"] == "1"
+    assert LazyRequest(dict(environ)).args is lazy.args
+    with pytest.raises(TypeError):
+        lazy.args["channel"] = "c"  # nobody may change what others see
+    with pytest.raises(AttributeError):
+        lazy.nothing  # noqa: B018

@@ -110,9 +110,10 @@ def bench() -> Iterator[Bench]:
     bench.close()
 
 
-def tcp_pair() -> Pair:
+def tcp_pair(prepare: Callable[[socket.socket], None] = lambda _: None) -> Pair:
     """A connection over loopback: the server's end and the client's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        prepare(listener)
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
     return server, client
@@ -140,7 +141,7 @@ def test_a_taken_socket_belongs_to_the_service(bench: Bench) -> None:
     """The descriptor is detached, not duplicated: what its owner closes later is nothing, and the
     stream goes on.
     """
-    server, client = tcp_pair()
+    server, client = tcp_pair(bench.sockets.prepare)
     bench.clients.append(client)
     number = server.fileno()
 
@@ -157,7 +158,7 @@ def test_a_taken_tcp_socket_is_bounded(bench: Bench) -> None:
     """A stopped reader holds at most a small kernel buffer, a half-open connection ends by itself,
     events are sent at once, and no write blocks.
     """
-    server, client = tcp_pair()
+    server, client = tcp_pair(bench.sockets.prepare)
     bench.clients.append(client)
     fd = bench.adopt(server).fd
     assert not os.get_blocking(fd)
@@ -197,7 +198,7 @@ def test_a_vanished_client_is_noticed_without_traffic(
 
 def test_a_client_that_left_before_it_is_watched(bench: Bench) -> None:
     """A client that left while its stream was being opened is noticed as well."""
-    server, client = tcp_pair()
+    server, client = tcp_pair(bench.sockets.prepare)
     client.close()
     gevent.sleep(0.01)
     subscriber = bench.adopt(server)
@@ -271,7 +272,7 @@ def test_the_kernel_is_asked_for_room_only_with_a_backlog(bench: Bench) -> None:
 
 def test_a_backlog_arrives_whole_and_in_order(bench: Bench) -> None:
     """A client that reads late gets every byte in order, and the clean end."""
-    server, client = tcp_pair()
+    server, client = tcp_pair(bench.sockets.prepare)
     bench.clients.append(client)
     subscriber = bench.adopt(server, chunked=True)
     batches = [Batch(bytes([n]) * 50_000) for n in range(40)]
@@ -299,7 +300,7 @@ def test_a_slow_client_that_leaves_is_forgotten(bench: Bench) -> None:
 
 def test_a_stopped_reader_holds_little_in_the_kernel(bench: Bench) -> None:
     """What a client doesn't read stays in the outbox, but for a bounded kernel buffer."""
-    server, client = tcp_pair()
+    server, client = tcp_pair(bench.sockets.prepare)
     bench.clients.append(client)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     subscriber = bench.adopt(server)
@@ -312,7 +313,7 @@ def test_a_stopped_reader_holds_little_in_the_kernel(bench: Bench) -> None:
 
 def test_the_last_bytes_are_not_lost_to_a_reset(bench: Bench) -> None:
     """A client that has sent something nobody read still gets the stream's last bytes."""
-    server, client = tcp_pair()
+    server, client = tcp_pair(bench.sockets.prepare)
     bench.clients.append(client)
     subscriber = bench.adopt(server, chunked=True)
     client.sendall(b"unread")

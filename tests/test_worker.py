@@ -252,7 +252,7 @@ def test_errors_leave_the_connection_to_gunicorn(running: Running) -> None:
             client.request(host, path)
             assert client.status == status
             client.read_until_end(2)
-    assert running.log.accesses == ["/stream", "/livez", "/nothing"]
+    assert running.log.accesses == ["/livez", "/nothing"]
 
 
 def test_a_client_that_leaves_while_its_stream_opens(

@@ -12,42 +12,14 @@ from flask import Flask, Response
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Request
 
-from service.lean_http import CHANNEL, Answer, hot_channel
+from service.lean_http import CHANNEL, STREAM, Answer, hot_channel
 from service.routes.answers import JSON_HEADERS
 from service.routes.headers import HEADERS, harden
+from service.routes.lazy_request import LazyRequest
 from service.routes.origins import Origins
 from service.routes.problems import Problems
 
-STREAM = "/stream"
-
 PUBLISHED = tuple({**JSON_HEADERS, **HEADERS}.items())
-
-
-class LazyRequest(Request):
-    """A request of which nothing is made before something of it is asked for."""
-
-    MADE = frozenset(
-        {
-            "method",
-            "scheme",
-            "server",
-            "root_path",
-            "path",
-            "query_string",
-            "headers",
-            "remote_addr",
-        }
-    )
-
-    def __init__(self, environ: dict[str, Any]) -> None:
-        self.environ = environ
-        self.shallow = False
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.MADE:
-            raise AttributeError(name)
-        super().__init__(self.environ)
-        return getattr(self, name)
 
 
 class Front:
@@ -79,33 +51,39 @@ class Front:
         method = environ["REQUEST_METHOD"].upper()
         channel = hot_channel(method, path)
         if channel:
-            answer = self.publish(channel, environ)
+            answer = self._serve_publish(channel, environ)
             start_response(answer.status, list(answer.headers))
             return [answer.body]
         if path == STREAM and method in ("GET", "HEAD"):
-            return self._serve_stream(environ, start_response)
+            response = self._serve_stream(environ)
+            return () if response is None else response(environ, start_response)
         return self._flask(environ, start_response)
 
-    def publish(self, channel: str, environ: dict[str, Any]) -> Answer:
-        """Answer a request whose body is to be published to `channel`."""
+    def answer(self, environ: dict[str, Any]) -> Answer | None:
+        """Serve a hot request whose socket is offered; None when a stream has taken it."""
+        channel = hot_channel(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if channel:
+            return self._serve_publish(channel, environ)
+        response = self._serve_stream(environ)
+        return None if response is None else _whole(response, environ)
+
+    def _serve_publish(self, channel: str, environ: dict[str, Any]) -> Answer:
         request = LazyRequest(environ)
         try:
             self._admit(request)
             body = self._publish(request, channel)
         except Exception as error:
-            response = self._refuse(request, error)
-            return Answer(response.status, response.headers.to_wsgi_list(), response.get_data())
+            return _whole(self._refuse(request, error), environ)
         headers = [("Content-Length", str(len(body))), *PUBLISHED]
         return Answer("200 OK", [*headers, *self._origins.headers(request).items()], body)
 
-    def _serve_stream(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def _serve_stream(self, environ: dict[str, Any]) -> Response | None:
         request = LazyRequest(environ)
         try:
             self._admit(request)
-            response = self._stream(request)
+            return self._stream(request)
         except Exception as error:
-            response = self._refuse(request, error)
-        return () if response is None else response(environ, start_response)
+            return self._refuse(request, error)
 
     def _admit(self, request: Request) -> None:
         self._start()
@@ -113,3 +91,8 @@ class Front:
 
     def _refuse(self, request: Request, error: Exception) -> Response:
         return harden(self._origins.allow(request, self._problems.answer(request, error)))
+
+
+def _whole(response: Response, environ: dict[str, Any]) -> Answer:
+    body, status, headers = response.get_wsgi_response(environ)
+    return Answer(status, headers, b"".join(body))

@@ -23,6 +23,9 @@ from service.routes.origins import Origins
 FORWARDED = ("Authorization", "Cookie", "Origin", "Referer", "User-Agent", "Accept-Language")
 """Headers that AUTHORIZE_URL gets to see."""
 
+ADDRESS = "pushline.address"
+"""In a request's environ: the client's address, once it is known."""
+
 
 class Gate:
     """Lets requests in, or raises why not: Unauthorized, NotGranted, ForeignOrigin and so on."""
@@ -45,8 +48,13 @@ class Gate:
 
     def address(self, request: Request) -> str:
         """The client's address; empty on unix sockets."""
-        forwarded_for = header(request, "X-Forwarded-For") or ""
-        return client_address(request.remote_addr or "", forwarded_for, self._trusted_proxies)
+        environ = request.environ
+        if ADDRESS not in environ:
+            forwarded_for = header(request, "X-Forwarded-For") or ""
+            peer = environ.get("REMOTE_ADDR", "")
+            environ[ADDRESS] = client_address(peer, forwarded_for, self._trusted_proxies)
+        address: str = environ[ADDRESS]
+        return address
 
     def publisher(self, request: Request) -> Grant:
         """The grant to publish; only the Authorization header counts, never a cookie."""
@@ -85,10 +93,13 @@ class Gate:
         return self.access.subscriber(shown, channels)
 
     def _shown(self, request: Request) -> Credentials:
-        headers = {name: value for name in FORWARDED if (value := header(request, name))}
         return Credentials(
             authorization=header(request, "Authorization") or "",
             ticket=parameter(request, "ticket"),
-            cookie=request.cookies.get(self._cookie_name, "") if "Cookie" in headers else "",
-            headers={**headers, "X-Forwarded-For": self.address(request)},
+            cookie=request.cookies.get(self._cookie_name, "") if header(request, "Cookie") else "",
+            headers=self._forwarded(request) if self.access.asks else {},
         )
+
+    def _forwarded(self, request: Request) -> dict[str, str]:
+        headers = {name: value for name in FORWARDED if (value := header(request, name))}
+        return {**headers, "X-Forwarded-For": self.address(request)}

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from wsgiref.handlers import format_date_time
 
 import gevent
 from flask import Blueprint, Response, request
@@ -22,6 +21,7 @@ from service.event import check_name
 from service.grants import Grant
 from service.hub import Hub
 from service.iterator import OPEN, IteratorOutlet
+from service.lean_http import http_date
 from service.logs import LOGGED
 from service.open_streams import OpenStreams
 from service.overflow import Overflow
@@ -84,7 +84,7 @@ class StreamRoute:
         gzip = self._opener.compresses and accepts_gzip(request)
         coding = coding_headers(gzip) if self._opener.compresses else {}
         headers = joined_headers({**STREAM_HEADERS, **coding}, self._gate.origins.headers(request))
-        if request.method == "HEAD":
+        if request.environ["REQUEST_METHOD"].upper() == "HEAD":
             answer = Response(headers=headers)
             answer.automatically_set_content_length = False  # a stream has none
             return answer
@@ -274,7 +274,7 @@ def _head(headers: Mapping[str, str], chunked: bool) -> bytes:
     """The response head, which gunicorn would else write: it never sees this socket again."""
     lines = [
         "HTTP/1.1 200 OK" if chunked else "HTTP/1.0 200 OK",
-        f"Date: {format_date_time(time.time())}",
+        f"Date: {http_date(int(time.time()))}",
         "Connection: close",
         *(["Transfer-Encoding: chunked"] if chunked else []),
         *(f"{name}: {value}" for name, value in headers.items()),
