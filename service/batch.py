@@ -55,4 +55,6 @@ def joined(frames: Iterable[Frame]) -> Iterator[Batch]:
 
 
 def _batch(frames: list[Frame]) -> Batch:
+    if len(frames) == 1:
+        return Batch(frames[0].data, frames)
     return Batch(b"".join([frame.data for frame in frames]), frames)

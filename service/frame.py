@@ -83,6 +83,8 @@ def private_to(channels: str) -> frozenset[str] | None:
 
 def _foreign(payload: bytes) -> Frame:
     text = payload.decode("utf-8", "replace")
+    if not text.startswith("{") and "\r" not in text and "\n" not in text:
+        return Frame(None, "message", b"data: %b\n\n" % text.encode())  # most are such
     event = _flask_sse_event(text) if text.startswith("{") else None
     event = event or Event(text)
     before, after = encode(event)

@@ -140,8 +140,7 @@ class Hub:
 
     def _written(self, view: View) -> None:
         self._heartbeat.plan(view)
-        if self._recent.all_ended(view.selection.channels):
-            self._end_all(view)
+        self._end_if_over(view)
 
     def _note_position(self, channel: str, frame: Frame) -> None:
         if frame.id is None or frame.id < self._newest:
@@ -159,10 +158,6 @@ class Hub:
         `position` is that of all channels: it lags while copies of an event are on their way.
         """
         return self.position if self._have_newest.isdisjoint(channels) else self._newest
-
-    def _end_all(self, view: View, farewell: bytes = b"") -> None:
-        for subscriber in tuple(view.subscribers):
-            subscriber.finish(Ending.CHANNEL_ENDED, farewell)
 
     def advance(self, position: EventId) -> None:
         """Note that everything up to `position` has been delivered."""
@@ -229,11 +224,14 @@ class Hub:
                 give_way()
 
     def _end_if_over(self, view: View) -> None:
-        """End the streams of channels whose `$end` was lost with all that came before it."""
+        """End the streams of finished channels, after an `$end` for each that was lost."""
         channels = view.selection.channels
-        if self._recent.all_ended(channels):
-            ends = [last_frame(channel, end) for end, channel in self._recent.ends(channels)]
-            self._end_all(view, b"".join(frame.data for frame in ends))
+        if not self._recent.all_ended(channels):
+            return
+        ends = [last_frame(channel, end) for end, channel in self._recent.lost_ends(channels)]
+        farewell = b"".join(frame.data for frame in ends)
+        for subscriber in tuple(view.subscribers):
+            subscriber.finish(Ending.CHANNEL_ENDED, farewell)
 
     # -- drain ---------------------------------------------------------------------------------
 

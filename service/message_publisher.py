@@ -10,7 +10,7 @@ from service.channel_end import last_publication
 from service.channels import check_channel
 from service.client_redis import Closing, client_settings, client_store
 from service.errors import BadEvent, EventTooLarge, PushlineError
-from service.event import FIRST_ID, Event
+from service.event import FIRST_ID, Event, is_larger
 from service.publication import Publication
 
 BATCH_MESSAGES = 1000
@@ -85,7 +85,7 @@ class MessagePublisher(Closing):
 
     def _event(self, message: Any, name: str | None) -> Event:
         event = Event(_as_text(message), name)
-        if len(event.data.encode()) > self._max_event_bytes:
+        if is_larger(event.data, self._max_event_bytes):
             raise EventTooLarge(f"the message is larger than {self._max_event_bytes} bytes")
         return event
 

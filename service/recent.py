@@ -19,15 +19,19 @@ FRAME_BYTES = 500
 
 
 class _Channel:
-    """All stored events of a channel with ids above `since`, and the id of its end, if any."""
+    """All stored events of a channel with ids above `since`, and the id of its end, if any.
 
-    __slots__ = ("ended", "frames", "since", "size")
+    `end_came` tells that this worker has seen the end, and did not only hear of it.
+    """
+
+    __slots__ = ("end_came", "ended", "frames", "since", "size")
 
     def __init__(self, since: EventId) -> None:
         self.since = since
         self.frames: deque[Frame] = deque()
         self.size = 0
         self.ended: EventId | None = None
+        self.end_came = False
 
 
 class RecentEvents:
@@ -61,7 +65,8 @@ class RecentEvents:
             return
         self.version += 1
         known.frames.append(frame)
-        known.ended = frame.id if frame.name == END else None
+        known.end_came = frame.name == END
+        known.ended = frame.id if known.end_came else None
         known.size += len(frame.data) + FRAME_BYTES
         self._size += len(frame.data) + FRAME_BYTES
         self._channels.move_to_end(channel)
@@ -96,18 +101,26 @@ class RecentEvents:
 
     def set_ended(self, channel: str, ended: EventId | None) -> None:
         """Note the id of the channel's end, or that it has none, where no event has told."""
-        if (known := self._channels.get(channel)) is not None:
-            known.ended = ended
+        known = self._channels.get(channel)
+        if known is not None and known.ended != ended:
+            known.ended, known.end_came = ended, False
 
     def all_ended(self, channels: Iterable[str]) -> bool:
         """Whether all of `channels` are followed and finished."""
-        known = [self._channels.get(channel) for channel in channels]
-        return all(one is not None and one.ended is not None for one in known)
+        for channel in channels:
+            known = self._channels.get(channel)
+            if known is None or known.ended is None:
+                return False
+        return True
 
     def ends(self, channels: Iterable[str]) -> list[tuple[EventId, str]]:
         """The ends of those of `channels` that are finished, in order."""
         known = [(self._channels.get(channel), channel) for channel in channels]
         return sorted((one.ended, name) for one, name in known if one and one.ended is not None)
+
+    def lost_ends(self, channels: Iterable[str]) -> list[tuple[EventId, str]]:
+        """Those of `ends` that never came here, so that no stream was told."""
+        return [end for end in self.ends(channels) if not self._channels[end[1]].end_came]
 
     def after(self, channels: Iterable[str], cursor: EventId) -> list[Frame] | None:
         """The events of all `channels` with ids above `cursor`, in the order of ids, each once.

@@ -261,6 +261,19 @@ def test_streams_end_with_the_channel_after_its_last_events(hub: Hub, clock: Clo
     assert {one.subscriber.ending for one in clients} == {Ending.CHANNEL_ENDED}
 
 
+def test_a_lost_end_is_told(hub: Hub, clock: Clock) -> None:
+    """Streams of a channel whose `$end` was lost get one, also when a `$reset` is written later
+    than it was heard that the channel is finished.
+    """
+    hub._recent.begin("flood", FIRST_ID)
+    (client,) = flooded(hub, clock, 1)
+    hub.reset(["flood"], Loss.LOST, None, FIRST_ID)
+    hub._recent.set_ended("flood", EventId(9, 0))
+    hub.fan_out.write()
+    assert [one.type for one in parse_stream(client.data)] == ["$reset", "$end"]
+    assert client.subscriber.ending == Ending.CHANNEL_ENDED
+
+
 def test_heartbeats_keep_their_place(hub: Hub, clock: Clock) -> None:
     """A heartbeat tells the position, so none comes to a view with events on their way, and those
     that are collected while it is written come after it; a `$reset` keeps its place too.

@@ -117,6 +117,9 @@ def test_finished_channels(recent: RecentEvents) -> None:
     assert not recent.all_ended(["a", "b"])
     recent.set_ended("b", EventId(9, 0))
     assert recent.ends(["a", "b", "nobody"]) == [(EventId(9, 0), "b"), (EventId(16, 0), "a")]
+    assert recent.lost_ends(["a", "b", "nobody"]) == [(EventId(9, 0), "b")], "only heard of"
+    recent.set_ended("a", EventId(16, 0))
+    assert recent.lost_ends(["a"]) == [], "heard of again, and it had come"
     assert recent.all_ended(["a", "b"])
     recent.add("a", stored(17))
     assert not recent.all_ended(["a", "b"])

@@ -472,7 +472,7 @@ TWINS: list[tuple[Callable[[Worker], None], Any, str, Any]] = [
     (streams_that_share_a_replay_keep_their_rights, Step, "batches", shared_by_all),
     (a_revocation_reaches_a_worker_that_was_cut_off, Close, "publication", live_only),
     (ids_never_go_back, "service.broker.Broker", "publish", without_floor),
-    (the_end_of_a_channel_ends_its_streams, Hub, "_end_all", nothing),
+    (the_end_of_a_channel_ends_its_streams, Hub, "_end_if_over", nothing),
     (what_was_forgotten_is_not_replayed, RecentEvents, "drop", nothing),
     (who_reads_too_slowly_is_told_what_was_skipped, Subscriber, "_overflow", nothing),
     (a_late_command_spares_who_came_after_it, OpenStreams, "_is_later", never),

@@ -11,7 +11,7 @@ from werkzeug.wrappers import Request
 
 from service.channels import check_channels
 from service.errors import BadBody, BadParameter, EventTooLarge, PushlineError
-from service.event import Event
+from service.event import Event, is_larger
 from service.publication import Publication, Receipt
 
 MAX_BATCH_EVENTS = 1000
@@ -151,7 +151,7 @@ def publication(item: Any, max_event_bytes: int) -> Publication:
     if not isinstance(data, str):
         data = _as_json(data)
     event = Event(data, _optional(item, "event", str), _optional(item, "retry", int))
-    if len(data.encode()) > max_event_bytes:
+    if is_larger(data, max_event_bytes):
         raise EventTooLarge(f"its data is larger than {max_event_bytes} bytes")
     return Publication(
         event,
