@@ -17,6 +17,14 @@ access = logging.getLogger("pushline.access")
 LOGGED = "pushline.logged"
 """In a request's environ: set when the service writes the access line itself."""
 
+REQUEST_ID = "pushline.request_id"
+"""In a request's environ: its id."""
+
+ERROR_CODE = "pushline.code"
+"""In a request's environ: why it was refused, also where a soft refusal has status 200."""
+
+_MORE = ((REQUEST_ID, "request_id"), (ERROR_CODE, "code"))
+
 _as_json = json.JSONEncoder(default=str).encode
 
 _QUERY = re.compile(r"\?\S*")
@@ -43,6 +51,11 @@ def log_request(
         **more,
     }
     access.info("%s %s %s", method, fields["path"], status, extra={"fields": fields})
+
+
+def log_opened(**fields: Any) -> None:
+    """Write the line of a stream that has opened; the access line follows when it ends."""
+    access.info("stream opened", extra={"fields": fields})
 
 
 class LineFormatter(logging.Formatter):
@@ -118,4 +131,5 @@ class ServiceLogger(Logger):
             status=int(str(resp.status).split()[0]),
             sent_bytes=getattr(resp, "sent", 0) or 0,
             seconds=request_time.total_seconds(),
+            **{name: environ[key] for key, name in _MORE if key in environ},
         )

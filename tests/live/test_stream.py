@@ -374,7 +374,7 @@ def cors(answer: Answer | SseClient) -> dict[str, str]:
     return {**found, **({"vary": vary} if vary else {})}
 
 
-EXPOSED = {"expose-headers": "mercure-last-event-id, pushline-stream, retry-after"}
+EXPOSED = {"expose-headers": "mercure-last-event-id, pushline-stream, retry-after, x-request-id"}
 GRANTED = {"vary": "Origin", "allow-origin": PAGE, "allow-credentials": "true", **EXPOSED}
 
 
