@@ -180,7 +180,7 @@ def test_no_way_into_redis(
 ) -> None:
     """A dead Redis, a wrong password and none at all are told apart."""
     for url, told in (
-        (REDIS_URL.format(free_port()), "can't be reached"),
+        (REDIS_URL.format(free_port()), "can't be reached at 127.0.0.1:"),
         (f"redis://:{secret('another-password')}@127.0.0.1:{good_redis.port}", "the password"),
         (f"redis://127.0.0.1:{good_redis.port}", "password"),
     ):

@@ -53,18 +53,15 @@ def _check_environment(report: Report, token: str | None) -> None:
     if settings is None:
         return
     _check_its_redis(report, settings)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     try:
-        socket.create_connection((host, settings.port), 2).close()
+        socket.create_connection((settings.host, settings.port), 2).close()
     except OSError:
         why = (
             f"none runs on {settings.bind}: start it with `python -m service serve`, or give a URL"
         )
         report.skip("service", why)
         return
-    place = f"[{host}]" if ":" in host else host
-    token = token or _own_token(settings)
-    check_service(report, Remote(f"http://{place}:{settings.port}", token))
+    check_service(report, Remote(f"http://{settings.bind}", token or _own_token(settings)))
 
 
 def _own_token(settings: Settings) -> str | None:

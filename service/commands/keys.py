@@ -8,7 +8,7 @@ import sys
 from service.keys import new_key, new_secret
 
 KEY_HINT = "Add it to PUBLISH_KEYS, as KEY or KEY=pattern; send it as Authorization: Bearer."
-SECRET_HINT = "Set JWT_SECRET to it, for the service and for whoever makes tokens."  # nosec B105
+JWT_HINT = "Set JWT_SECRET to it, for the service and for whoever makes tokens."
 
 
 def describe(keys: argparse.ArgumentParser) -> None:
@@ -20,5 +20,5 @@ def run(args: argparse.Namespace) -> int:
     """Print it, alone; a terminal is told what to do with it."""
     print(new_secret() if args.jwt else new_key())
     if sys.stdout.isatty():
-        print(SECRET_HINT if args.jwt else KEY_HINT, file=sys.stderr)
+        print(JWT_HINT if args.jwt else KEY_HINT, file=sys.stderr)
     return 0

@@ -69,7 +69,7 @@ class Report:
                 self.passed.append(name)
         elif name in self.ignored:
             self.skipped[name] = f"ignored: {what}"
-        else:
+        elif all(one.check != name for one in self.findings):  # it may be seen from two sides
             self.findings.append(Finding(name, what, fix))
         return bool(good)
 

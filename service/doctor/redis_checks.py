@@ -10,6 +10,7 @@ from typing import Any
 
 from service.doctor.findings import Report
 from service.errors import PushlineError
+from service.redis_address import RedisAddress
 from service.redis_pool import RedisPool
 from service.settings import Settings
 
@@ -47,7 +48,7 @@ def check_redis(report: Report, url: str, settings: Settings, *, private: bool) 
             received = time.time()
             replies = pool.run([("CONFIG", "GET", name) for name in CONFIGURED])
         except PushlineError as error:
-            report.fault("redis", *_why_not(error))
+            report.fault("redis", *_why_not(error, url))
             return
     if isinstance(info, Exception):
         report.fault("redis", f"Redis refuses INFO: {info}", "let the user run INFO and CONFIG GET")
@@ -61,7 +62,7 @@ def check_redis(report: Report, url: str, settings: Settings, *, private: bool) 
     _check_clock(report, moment, (sent + received) / 2, received - sent)
 
 
-def _why_not(error: PushlineError) -> tuple[str, str]:
+def _why_not(error: PushlineError, url: str) -> tuple[str, str]:
     """What is wrong, and how to mend it; redis-py's own words have no password in them."""
     cause = error.__cause__
     why = str(cause or error)
@@ -73,7 +74,8 @@ def _why_not(error: PushlineError) -> tuple[str, str]:
     if "CERTIFICATE_VERIFY_FAILED" in why:
         fix = "install its authority's certificate, or set REDIS_TLS_VERIFY=0 to accept any"
         return "the certificate of Redis is not valid", fix
-    return f"{error}: {why}", "start Redis there, open the way to it, or mend REDIS_URL"
+    what = f"Redis can't be reached at {RedisAddress.parse(url)}: {why}"
+    return what, "start Redis there, open the way to it, or mend REDIS_URL"
 
 
 def _facts_of(info: bytes) -> dict[str, str]:
