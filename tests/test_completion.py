@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from service.__main__ import COMMANDS
+from service.__main__ import COMMANDS, main
+from service.commands.completion import FUNCTIONS
 from service.version import VERSION
 from tests.test_main import ROOT, run
 
@@ -67,6 +68,14 @@ def test_other_shells(shell: str) -> None:
     assert all(command in text for command in COMMANDS)
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=text, text=True, timeout=20, check=True)
+
+
+@pytest.mark.parametrize("shell", FUNCTIONS)
+def test_the_script_is_printed(shell: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """In this process it is the same as from the command line."""
+    assert main(["completion", shell]) == 0
+    text = capfd.readouterr().out
+    assert text.splitlines()[1:] == script(shell).splitlines()[1:], "but for the path of Python"
 
 
 def test_an_unknown_shell() -> None:

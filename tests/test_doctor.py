@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -202,6 +203,46 @@ def test_a_redis_that_tells_little(
     assert found(report) == {}
     assert {"redis_persistence", "redis_pubsub_buffer"} <= report["skipped"].keys()
     assert {"redis_eviction", "redis_connections"} <= set(report["passed"])
+
+
+def test_a_redis_that_forbids_everything(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A user who may not even ask is told so."""
+    with Valkey() as valkey:
+        monkeypatch.setenv("REDIS_URL", valkey.url)
+        valkey.cli("ACL", "SETUSER", "default", "-time")
+        assert "redis_clock" in doctor(capfd, "--ignore", "redis_persistence")["skipped"]
+        valkey.cli("ACL", "SETUSER", "default", "-info")
+        assert "refuses INFO" in found(doctor(capfd))["redis"]
+
+
+def test_a_private_valkey(
+    shared_valkey: Valkey, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That of `serve` on this PORT is looked at, though nothing of it is meant to last."""
+    monkeypatch.setattr("service.commands.doctor.running_url", lambda port: shared_valkey.url)
+    monkeypatch.setattr("service.commands.doctor.socket_path", lambda port: "/")
+    report = doctor(capfd)
+    assert report["findings"] == []
+    assert "redis_eviction" in report["passed"]
+    assert not {"redis_persistence", "redis_connections"} & set(report["passed"])
+
+
+def test_findings_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in colour there, each with its reason and its cure."""
+    monkeypatch.setenv("HEARTBEAT_SECONDS", "50")
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(["doctor"]) == 1
+        terminal.flush()
+        shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "\x1b[31mheartbeat\x1b[0m: " in shown
+    assert "\n  why: Routers" in shown
+    assert "\n  fix: set HEARTBEAT_SECONDS to 15" in shown
+    assert shown.endswith("1 finding.\r\n")
 
 
 def test_an_old_redis() -> None:

