@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -136,6 +137,22 @@ def test_a_service_that_is_killed(shared_valkey: Valkey) -> None:
     assert found["cut"] == 5
     assert found["publishes_failed"]
     assert found["lost"] == 0, "what nobody has taken isn't lost"
+
+
+def test_an_interrupt(service: LiveService) -> None:
+    """Ctrl-C ends it without a word, and the channel goes all the same."""
+    before = len(service.log_lines(method="DELETE"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "bench", service.url, "--streams", "2"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert all(line.startswith("[") for line in err.splitlines())
+    until(lambda: len(service.log_lines(method="DELETE")) > before, 5, "the channel is deleted")
 
 
 def test_a_live_view(service: LiveService) -> None:

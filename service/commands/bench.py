@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from typing import Any
 
 import gevent
 
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if not (nearby or args.force):
         plan.check_harmless()
+    hub: Any = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # else it is printed
     load = Load(remote, plan)
     shown = gevent.spawn(_show_progress, load)
     try:
