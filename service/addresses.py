@@ -25,7 +25,7 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
         return peer
     address = peer
     for hop in reversed(forwarded_for.split(",")):
-        if not _is_trusted(address, trusted):
+        if not is_trusted(address, trusted):
             break
         match = _HOP.fullmatch(hop.strip())
         parsed = _parsed(match[1] or match[2] if match else hop.strip())
@@ -35,7 +35,8 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
     return address
 
 
-def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """Whether `address`, which may be empty, is one of the `trusted` proxies."""
     parsed = _parsed(address)
     return parsed is not None and any(parsed in network for network in trusted)
 

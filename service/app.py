@@ -17,6 +17,7 @@ from service.routes.origins import Origins
 from service.routes.page import page_routes
 from service.routes.problems import Problems
 from service.routes.publish import TextPublisher, publish_routes
+from service.routes.request_ids import RequestIds
 from service.routes.status import status_routes
 from service.routes.stream import StreamOpener, StreamRoute, preflight_routes
 from service.routes.streams import streams_routes
@@ -86,5 +87,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         origins,
         problems,
         service.start,
+        RequestIds(settings.trusted_proxies),
     )
     return app

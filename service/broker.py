@@ -73,7 +73,7 @@ class Broker:
         self._syncs_begun = self._syncs_done = 0
         self._caught_up = False
         self._stopped = False
-        self._outage_told = False
+        self._lost_at: float | None = None
 
     @property
     def born(self) -> EventId:
@@ -223,8 +223,10 @@ class Broker:
             self._follower.start(link)
             self._caught_up = True
             backoff.reset()
-            log.info("Redis is connected: following %d channels", len(self._following))
-            self._outage_told = False
+            fields = {"channels": self.channels, "outage_seconds": self._outage_seconds()}
+            message = "Redis is connected: following %d channels"
+            log.info(message, len(self._following), extra={"fields": fields})
+            self._lost_at = None
             while not self._stopped:
                 self._follower.step(link)
         finally:
@@ -235,12 +237,16 @@ class Broker:
 
     def _lost(self, why: str, reason: str) -> None:
         # One line for each outage, not for each attempt.
-        if not self._outage_told and not self._stopped:
+        if self._lost_at is None and not self._stopped:
             self._counts.redis_losses[reason] += 1
             fields = {"reason": reason}
             message = "Redis is lost (%s); reconnecting until it is back"
             log.warning(message, why, extra={"fields": fields})
-        self._outage_told = True
+        self._lost_at = self._lost_at or time.monotonic()
+
+    def _outage_seconds(self) -> float:
+        """How long there has been no link; 0.0 for the first one."""
+        return 0.0 if self._lost_at is None else round(time.monotonic() - self._lost_at, 3)
 
 
 def _all_changed(outcomes: Sequence[Outcome]) -> bool:

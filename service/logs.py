@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,14 @@ access = logging.getLogger("pushline.access")
 
 LOGGED = "pushline.logged"
 """In a request's environ: set when the service writes the access line itself."""
+
+REQUEST_ID = "pushline.request_id"
+"""In a request's environ: its id."""
+
+ERROR_CODE = "pushline.code"
+"""In a request's environ: why it was refused, also where a soft refusal has status 200."""
+
+_MORE = ((REQUEST_ID, "request_id"), (ERROR_CODE, "code"))
 
 _as_json = json.JSONEncoder(default=str).encode
 
@@ -47,11 +56,21 @@ def log_request(
     access.info("%s %s %s", method, fields["path"], status, extra={"fields": fields})
 
 
+def log_opened(**fields: Any) -> None:
+    """Write the line of a stream that has opened; the access line follows when it ends."""
+    access.info("stream opened", extra={"fields": fields})
+
+
 def hold_lines(later: Later | None) -> None:
     """Let lines be written together by `later`, or with None each at once again."""
     for handler in ours.handlers:
         if isinstance(handler, LineHandler):
             handler.hold(later)
+
+
+def noted(environ: Mapping[str, Any]) -> dict[str, str]:
+    """What the service has noted of a request for its access line."""
+    return {name: environ[key] for key, name in _MORE if key in environ}
 
 
 class LineFormatter(logging.Formatter):
@@ -127,4 +146,5 @@ class ServiceLogger(Logger):
             status=int(str(resp.status).split()[0]),
             sent_bytes=getattr(resp, "sent", 0) or 0,
             seconds=request_time.total_seconds(),
+            **noted(environ),
         )

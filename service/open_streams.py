@@ -12,6 +12,7 @@ import gevent
 from service.control import Close
 from service.counts import Counts
 from service.event import EventId
+from service.logs import log_opened
 from service.subscriber import Subscriber
 
 TICK_SECONDS = 0.5
@@ -61,6 +62,13 @@ class OpenStreams:
     def add(self, subscriber: Subscriber) -> None:
         """A stream has opened."""
         self._counts.opened += 1
+        log_opened(
+            address=subscriber.address,
+            user=subscriber.user,
+            channels=len(subscriber.selection.channels),
+            stream=self.name_of(subscriber.number),
+            request_id=subscriber.request_id,
+        )
         self._streams[subscriber] = self._redis_seconds_at(subscriber.opened_at)
         if subscriber.expires_at is not None:
             second = math.ceil(subscriber.expires_at)

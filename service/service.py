@@ -146,6 +146,7 @@ class Service:
             events=subscriber.events,
             reason=subscriber.ending.value if subscriber.ending else "",
             stream=self.streams.name_of(subscriber.number),
+            request_id=subscriber.request_id,
         )
 
     def close_streams(self, command: Close) -> None:

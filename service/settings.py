@@ -175,7 +175,7 @@ class Settings(AccessSettings):
         "TRUSTED_PROXIES",
         (),
         listed(ipaddress.ip_network, "networks such as 10.0.0.0/8"),
-        "proxies whose X-Forwarded-For is believed",
+        "proxies whose X-Forwarded-For and X-Request-Id are believed",
     )
     log_level: str = setting(
         "LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"), "least level logged"

@@ -57,6 +57,7 @@ class Subscriber:
 
     `fd` is -1 once the client is gone; `ending` is set as soon as no event may follow. `address`
     is the client's, `user` whose credential it has shown, `number` this worker's for the stream.
+    `request_id` is that of the request that has opened it.
     `opened_at` and `moved_at` (when a backlog last shrank) are monotonic seconds, `expires_at`
     seconds since 1970. `as_of` is that of its grant; unless said, as old as can be.
     """
@@ -77,6 +78,7 @@ class Subscriber:
         "number",
         "opened_at",
         "overflow",
+        "request_id",
         "selection",
         "unsent",
         "user",
@@ -96,6 +98,7 @@ class Subscriber:
         number: int = 0,
         expires_at: float | None = None,
         as_of: EventId | None = FIRST_ID,
+        request_id: str = "",
     ) -> None:
         self.fd = fd
         self.selection = selection
@@ -106,6 +109,7 @@ class Subscriber:
         self.number = number
         self.expires_at = expires_at
         self.as_of = as_of
+        self.request_id = request_id
         self.opened_at = self.moved_at = time.monotonic()
         self.ending: Ending | None = None
         self.view: View | None = None

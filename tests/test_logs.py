@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from service.logs import LOGGED, LineFormatter, ServiceLogger, access, log_request
+from service.logs import (
+    ERROR_CODE,
+    LOGGED,
+    REQUEST_ID,
+    LineFormatter,
+    ServiceLogger,
+    access,
+    log_opened,
+    log_request,
+)
 
 
 def record(message: str, *args: object, **fields: object) -> logging.LogRecord:
@@ -97,6 +106,18 @@ def test_access_lines(caplog: pytest.LogCaptureFixture) -> None:
     }
 
 
+def test_the_line_of_an_opened_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """It has what is known of a stream at its beginning; a higher level leaves it out."""
+    caplog.set_level(logging.INFO, access.name)
+    log_opened(stream="x-1", channels=2)
+    (made,) = caplog.records
+    assert made.getMessage() == "stream opened"
+    assert made.__dict__["fields"] == {"stream": "x-1", "channels": 2}
+    caplog.set_level(logging.WARNING, access.name)
+    log_opened(stream="x-2")
+    assert len(caplog.records) == 1
+
+
 @pytest.fixture
 def logger() -> Iterator[ServiceLogger]:
     """A logger as gunicorn makes it; afterwards all loggers are as they were."""
@@ -142,17 +163,21 @@ def test_gunicorns_access_lines_are_ours(
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/x",
         "QUERY_STRING": "secret",
+        REQUEST_ID: "id-1",
     }
     response = SimpleNamespace(status=status, sent=None)
     logger.access(response, None, environ, datetime.timedelta(seconds=2))
+    refused = {**environ, ERROR_CODE: "too_many_streams"}
+    logger.access(response, None, refused, datetime.timedelta(seconds=2))
     logger.access(response, None, {**environ, LOGGED: True}, datetime.timedelta(seconds=2))
-    assert written == [
-        {
-            "address": "192.0.2.1",
-            "method": "GET",
-            "path": "/x",
-            "status": 200,
-            "sent_bytes": 0,
-            "seconds": 2.0,
-        }
-    ], "a stream that logs itself is not logged twice"
+    line = {
+        "address": "192.0.2.1",
+        "method": "GET",
+        "path": "/x",
+        "status": 200,
+        "sent_bytes": 0,
+        "seconds": 2.0,
+        "request_id": "id-1",
+    }
+    told = [line, {**line, "code": "too_many_streams"}]
+    assert written == told, "a stream that logs itself is not logged twice"

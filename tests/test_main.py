@@ -22,12 +22,15 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import service.__main__
+import service.commands.publish
+import service.commands.serve
 from service import embedded
 from service.__main__ import main
 from service.client import MessageSubscriber
 from service.settings import Settings
 from service.sse import Message
 from service.tokens import TokenVerifier
+from service.version import VERSION
 from tests.forging import Signer
 from tests.live_server import until
 from tests.valkey import Valkey, free_port
@@ -83,12 +86,23 @@ def check_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 
 def test_help_names_the_commands() -> None:
-    """`--help` lists what there is; no command at all is a usage error."""
-    done = run("--help")
-    assert done.returncode == 0
-    for command in ("serve", "publish", "subscribe", "token", "keys"):
-        assert command in done.stdout
-    assert run().returncode == 2
+    """`--help` lists what there is; no command at all explains itself, and is a usage error."""
+    asked, bare = run("--help"), run()
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert (bare.returncode, bare.stdout) == (2, "")
+    for command, (_, purpose) in service.__main__.COMMANDS.items():
+        assert re.search(rf"^ +{command}\s", asked.stdout, re.M)
+        assert f"  {command:<11} {purpose}\n" in bare.stderr
+    first, *_ = bare.stderr.splitlines()
+    assert first.startswith(f"Pushline {VERSION}: ")
+    examples = re.findall(r"^  (?:python -m service|curl) .*$", bare.stderr, re.M)
+    assert len(examples) == 3
+
+
+def test_the_version() -> None:
+    """`--version` prints it, alone."""
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"Pushline {VERSION}\n", "")
 
 
 def test_publish_and_subscribe(valkey: Valkey) -> None:
@@ -376,7 +390,7 @@ def test_an_ipv6_address_is_shown_in_brackets(
 ) -> None:
     """The banner's addresses can be used as they stand."""
     monkeypatch.setattr(embedded, "start", lambda port: "unix:///x.sock")
-    monkeypatch.setattr(service.__main__, "_check_port", lambda settings: None)
+    monkeypatch.setattr(service.commands.serve, "_check_port", lambda settings: None)
     start("--host", "::1", "--port", "8123")
     assert "http://[::1]:8123/" in capfd.readouterr().out
 
@@ -432,7 +446,7 @@ def test_progress_on_a_terminal(
     valkey: Valkey, standard_input: io.BytesIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a terminal one line tells how many events went by and how fast; the count stays."""
-    monkeypatch.setattr(service.__main__, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(service.commands.publish, "PROGRESS_SECONDS", 0.0)
     standard_input.write(b"x\n" * 5)
     standard_input.seek(0)
     ours, theirs = pty.openpty()

@@ -13,11 +13,13 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Request
 
 from service.lean_http import CHANNEL, STREAM, Answer, hot_channel
+from service.logs import REQUEST_ID
 from service.routes.answers import JSON_HEADERS
 from service.routes.headers import HEADERS, harden
 from service.routes.lazy_request import LazyRequest
 from service.routes.origins import Origins
 from service.routes.problems import Problems
+from service.routes.request_ids import HEADER, RequestIds
 
 PUBLISHED = tuple({**JSON_HEADERS, **HEADERS}.items())
 
@@ -33,6 +35,7 @@ class Front:
         origins: Origins,
         problems: Problems,
         start: Callable[[], None],
+        request_ids: RequestIds,
     ) -> None:
         self._flask = app.wsgi_app
         self._publish = publish
@@ -40,12 +43,21 @@ class Front:
         self._origins = origins
         self._problems = problems
         self._start = start
+        self._request_ids = request_ids
         # So that Flask knows them too: it lists the methods of a path in a 405.
         app.url_map.add(Rule(CHANNEL + "<channel>", methods=["POST"], endpoint="publish.text"))
         app.url_map.add(Rule(STREAM, methods=["GET"], endpoint="stream.open"))
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serve a request."""
+        """Serve a request; whoever answers it, the answer has its id."""
+        environ[REQUEST_ID] = request_id = self._request_ids.of(environ)
+
+        def start_named(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            return start_response(status, [*headers, (HEADER, request_id)], *more)
+
+        return self._route(environ, start_named)
+
+    def _route(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         # As Werkzeug reads them, or else one of these routes would get to Flask.
         path = "/" + environ["PATH_INFO"].lstrip("/")
         method = environ["REQUEST_METHOD"].upper()
@@ -61,11 +73,16 @@ class Front:
 
     def answer(self, environ: dict[str, Any]) -> Answer | None:
         """Serve a hot request whose socket is offered; None when a stream has taken it."""
+        environ[REQUEST_ID] = request_id = self._request_ids.of(environ)
         channel = hot_channel(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         if channel:
-            return self._serve_publish(channel, environ)
-        response = self._serve_stream(environ)
-        return None if response is None else _whole(response, environ)
+            answer = self._serve_publish(channel, environ)
+        else:
+            response = self._serve_stream(environ)
+            if response is None:
+                return None
+            answer = _whole(response, environ)
+        return answer._replace(headers=[*answer.headers, (HEADER, request_id)])
 
     def _serve_publish(self, channel: str, environ: dict[str, Any]) -> Answer:
         request = LazyRequest(environ)

@@ -20,6 +20,7 @@ DESCRIPTION = (
     "Errors are `application/problem+json` (RFC 9457) with a stable `code`. When no stream can be"
     " opened, a client that accepts `text/event-stream` gets 200, a `retry:` and the end. What is"
     " not HTTP is `bad_request` with 400, 417 or 501. `OPTIONS` answers preflights."
+    " Every answer to HTTP has a header `X-Request-Id`, by which the log tells of it."
 )
 
 HEADERS = {"Cache-Control": "no-cache"}

@@ -13,7 +13,7 @@ from service.routes.headers import header
 from service.settings import LOOPBACK_HOSTS
 
 ALLOWED_HEADERS = "authorization, cache-control, content-type, idempotency-key, last-event-id"
-EXPOSED_HEADERS = "mercure-last-event-id, pushline-stream, retry-after"
+EXPOSED_HEADERS = "mercure-last-event-id, pushline-stream, retry-after, x-request-id"
 PREFLIGHT_SECONDS = 600
 
 

@@ -21,6 +21,7 @@ from service.errors import (
     WrongMethod,
 )
 from service.hub import Hub
+from service.logs import ERROR_CODE, REQUEST_ID
 from service.routes.headers import STREAM_TYPE, header
 from service.sse import encode_retry
 
@@ -43,10 +44,12 @@ class Problems:
         if isinstance(error, HTTPException) and _is_answer(error):
             return Response(error.get_response().get_data(), error.code or 500)
         if not isinstance(error, (HTTPException, PushlineError)):
-            log.error("a request failed", exc_info=error)
+            fields = {"request_id": request.environ.get(REQUEST_ID, "")}
+            log.error("a request failed", exc_info=error, extra={"fields": fields})
         own = self._as_own(error)
         if own.status == 204:
             return Response(status=204)
+        request.environ[ERROR_CODE] = own.code
         self._refused[own.code] += 1
         response = _refusal(request, own)
         if isinstance(error, MethodNotAllowed):

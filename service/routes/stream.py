@@ -22,7 +22,7 @@ from service.grants import Grant
 from service.hub import Hub
 from service.iterator import OPEN, IteratorOutlet
 from service.lean_http import http_date
-from service.logs import LOGGED
+from service.logs import LOGGED, REQUEST_ID
 from service.open_streams import OpenStreams
 from service.overflow import Overflow
 from service.resume import Resumer
@@ -32,6 +32,7 @@ from service.routes.cursors import read_start
 from service.routes.gate import Gate
 from service.routes.headers import STREAM_TYPE, parameter
 from service.routes.origins import Origins
+from service.routes.request_ids import HEADER
 from service.sockets import HAND_OVER, HANDED_OVER, Sockets
 from service.sse import encode_opening, encode_ping, encode_retry
 from service.subscriber import GONE, Ending, Outlet, Subscriber
@@ -90,7 +91,10 @@ class StreamRoute:
             return answer
         granted = frozenset(filter(grant.may_subscribe, selection.channels))
         selection = dataclasses.replace(selection, granted=granted)
-        wanted = StreamRequest(selection, start, overflow, headers, gzip, address, grant)
+        request_id = request.environ[REQUEST_ID]
+        wanted = StreamRequest(
+            selection, start, overflow, headers, gzip, address, grant, request_id
+        )
         return self._opener.open(wanted, request.environ)
 
 
@@ -130,6 +134,7 @@ class StreamRequest:
     gzip: bool
     address: str
     grant: Grant
+    request_id: str
 
 
 class StreamOpener:
@@ -216,6 +221,7 @@ class StreamOpener:
             environ[LOGGED] = True
             return self._iterate(wanted, number, opening, headers)
         chunked = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
+        headers[HEADER] = wanted.request_id
         fd = self._sockets.take_over(client)
         environ[HANDED_OVER] = True
         encoding = self._encodings.of(gzip=wanted.gzip, chunked=chunked)
@@ -267,6 +273,7 @@ def _subscriber(
         number=number,
         expires_at=wanted.grant.expires_at,
         as_of=wanted.grant.as_of,
+        request_id=wanted.request_id,
     )
 
 

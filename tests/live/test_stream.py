@@ -77,7 +77,7 @@ def test_http11_response_is_exact(live: LiveService, channel: str) -> None:
     """An HTTP/1.1 stream has exactly the documented head, and is chunked."""
     with stream(live, f"channel={channel}") as client:
         assert (client.head.version, client.status, client.head.reason) == ("1.1", 200, "OK")
-        date, *rest, (label, named) = client.head.headers
+        date, *rest, (label, named), (last, request_id) = client.head.headers
         assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", date[1])
         assert rest == [
             ("connection", "close"),
@@ -90,6 +90,8 @@ def test_http11_response_is_exact(live: LiveService, channel: str) -> None:
         ]
         assert label == "pushline-stream"
         assert re.fullmatch(r"[0-9a-f]{8}-[1-9][0-9]*", named)
+        assert last == "x-request-id"
+        assert re.fullmatch(r"[0-9a-f]{12}-[1-9][0-9]*", request_id)
         opened(client)
         assert client.chunks == [bytes(client.body)]
 
@@ -374,7 +376,7 @@ def cors(answer: Answer | SseClient) -> dict[str, str]:
     return {**found, **({"vary": vary} if vary else {})}
 
 
-EXPOSED = {"expose-headers": "mercure-last-event-id, pushline-stream, retry-after"}
+EXPOSED = {"expose-headers": "mercure-last-event-id, pushline-stream, retry-after, x-request-id"}
 GRANTED = {"vary": "Origin", "allow-origin": PAGE, "allow-credentials": "true", **EXPOSED}
 
 
@@ -574,7 +576,9 @@ def test_log_line_of_a_stream(live: LiveService, channel: str) -> None:
         for name in ("mine", "mine", "other"):
             live.publish(channel, "x" * 10, name)
         client.events(2, 5)
-    (line,) = until(lambda: live.log_lines(address="127.0.0.51"), 2, "the stream is logged")
+    (line,) = until(
+        lambda: live.log_lines(path="/stream", address="127.0.0.51"), 2, "the stream is logged"
+    )
     assert (line["method"], line["path"], line["status"]) == ("GET", "/stream", 200)
     assert (line["events"], line["reason"]) == (2, "client_left")
     assert line["bytes"] > 2 * 10

@@ -1,0 +1,159 @@
+"""`doctor` through a real proxy, and while a service stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.live.test_nginx import program
+from tests.live_server import ROOT, LiveService, until
+from tests.raw_http import RawConnection
+from tests.sse_client import SseClient
+from tests.valkey import Valkey, free_port
+
+pytestmark = pytest.mark.live
+
+NGINX = """
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    proxy_set_header Host $http_host;
+    {servers}
+}}
+"""
+
+PROXIES = {
+    "good": "proxy_http_version 1.1;",
+    # The service says X-Accel-Buffering: no, and nobody listens; chunks would pass all the same.
+    "buffering": "proxy_ignore_headers X-Accel-Buffering; proxy_http_version 1.0;",
+    # It asks for text, and calls it gzip.
+    "gzip": 'proxy_set_header Accept-Encoding ""; add_header Content-Encoding gzip;',
+    "redirect": "return 301 https://elsewhere.invalid$request_uri;",
+}
+
+
+@pytest.fixture(scope="module")
+def proxies(
+    shared_valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The addresses of nginx before one service, set up well and badly."""
+    nginx = program()
+    directory = tmp_path_factory.mktemp("nginx")
+    ports = {name: free_port() for name in PROXIES}
+    with LiveService(shared_valkey.url, WEB_CONCURRENCY=1) as service:
+        servers = "\n".join(
+            f"server {{ listen 127.0.0.1:{ports[name]};"
+            f" location / {{ {options} proxy_pass {service.url}; }} }}"
+            for name, options in PROXIES.items()
+        )
+        (directory / "nginx.conf").write_text(NGINX.format(directory=directory, servers=servers))
+        process = subprocess.Popen(
+            [nginx, "-p", str(directory), "-c", str(directory / "nginx.conf")],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: all(map(listens, ports.values())), 10, "nginx listens")
+            yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        finally:
+            process.kill()
+            process.wait()
+
+
+def listens(port: int) -> bool:
+    """Whether anything does."""
+    try:
+        with RawConnection(port):
+            return True
+    except OSError:
+        return False
+
+
+def doctor(url: str, *ignored: str) -> tuple[int, dict[str, Any]]:
+    """Run it as a user does."""
+    options = [option for name in ignored for option in ("--ignore", name)]
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "doctor", url, "--json", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+OPEN = ("publish_open", "public_channels")
+"""What the service here is on purpose."""
+
+
+def test_a_good_proxy(proxies: dict[str, str]) -> None:
+    """Nothing is found behind a proxy that is set up well, but what is so on purpose."""
+    status, report = doctor(proxies["good"], *OPEN)
+    assert (status, report["findings"]) == (0, [])
+    assert {"stream", "buffering", "gzip"} <= set(report["passed"])
+    status, report = doctor(proxies["good"])
+    assert status == 1
+    assert [one["check"] for one in report["findings"]] == list(OPEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "fix"),
+    [
+        ("buffering", "buffering", "proxy_buffering off"),
+        ("gzip", "gzip", "Content-Encoding"),
+        ("redirect", "service", "use https://elsewhere.invalid"),
+    ],
+)
+def test_a_bad_proxy(proxies: dict[str, str], name: str, check: str, fix: str) -> None:
+    """What a proxy does to streams is found, and how to mend it is said."""
+    status, report = doctor(proxies[name], *OPEN)
+    assert status == 1
+    (finding,) = report["findings"]
+    assert finding["check"] == check
+    assert fix in finding["fix"]
+
+
+def test_a_service_that_stops(own_valkey: Valkey) -> None:
+    """A worker that drains is alive, and not ready."""
+    with LiveService(own_valkey.url, WEB_CONCURRENCY=1, DRAIN_SECONDS=10) as service:
+        url = f"{service.url}/stream?channel=test-{uuid.uuid4()}"
+        with SseClient.connect(url), SseClient.connect(url):
+            (worker,) = service.worker_pids()
+            os.kill(worker, signal.SIGTERM)
+            until(lambda: service.get("/readyz")[0] == 503, 5, "it drains")
+            _, report = doctor(service.url, *OPEN)
+    (finding,) = report["findings"]
+    assert finding["check"] == "ready"
+    assert "draining" in finding["what"]
+
+
+def test_a_service_without_redis() -> None:
+    """A service whose Redis is dead says so itself."""
+    service = LiveService(f"redis://127.0.0.1:{free_port()}")
+    try:
+        service.start(ready=False)
+        _, report = doctor(service.url, *OPEN)
+    finally:
+        service.stop()
+    (finding,) = report["findings"]
+    assert finding["check"] == "ready"
+    assert "redis_not_followed, redis_not_answering" in finding["what"]
+    assert "Redis is lost" in finding["fix"]
