@@ -273,6 +273,7 @@ def _files() -> Iterator[Operation]:
     etag = {"ETag": {"required": True, "schema": {"type": "string"}}}
     for path, name, summary, media_type, schema in (
         ("/openapi.json", "openapi", "This document", "application/json", {"type": "object"}),
+        ("/docs", "reference", "This document as a page", "text/html", {"type": "string"}),
         ("/", "page", "The demo page", "text/html", {"type": "string"}),
     ):
         yield Operation(
