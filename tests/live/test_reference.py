@@ -110,7 +110,10 @@ def test_every_command_runs(service: LiveService, tmp_path: Path) -> None:
     for command in listed:
         endless = command.startswith("curl -N")
         process = subprocess.Popen(
-            ["sh", "-c", f"exec {command}" if endless else command], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ["sh", "-c", f"exec {command}" if endless else command],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         if endless:
             assert process.stdout is not None
