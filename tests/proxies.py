@@ -139,6 +139,8 @@ class Proxy:
 class Nginx(Proxy):
     """nginx with deploy/nginx.conf."""
 
+    listen = "ssl http2"
+
     def _write(self, services: Sequence[str]) -> None:
         site = (DEPLOY / "nginx.conf").read_text()
         options = " max_fails=1 fail_timeout=2s;"
@@ -146,7 +148,7 @@ class Nginx(Proxy):
             f"server 127.0.0.1:8000{options}": "".join(
                 f"server {one}{options}" for one in services
             ),
-            "listen 443 ": f"listen 127.0.0.1:{self.port} ",
+            "listen 443 ssl http2": f"listen 127.0.0.1:{self.port} {self.listen}",
             "push.example.com;": "localhost;",
             "/etc/ssl/push.example.com.pem": str(self.certificate),
             "/etc/ssl/push.example.com.key": str(self.key),
@@ -164,6 +166,12 @@ class Nginx(Proxy):
 
     def _reloaded(self) -> bool:
         return "gracefully shutting down" in (self.folder / "error.log").read_text()
+
+
+class PlainNginx(Nginx):
+    """The same without TLS, for clients that have none."""
+
+    listen = ""
 
 
 class Caddy(Proxy):
