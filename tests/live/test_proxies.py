@@ -95,7 +95,7 @@ def stream(proxy: Proxy, channel: str, *options: str) -> Curl:
 
 def asked(proxy: Proxy, path: str, *options: str) -> tuple[int, str]:
     """The status and the body of an answer."""
-    command = ["curl", "-q", "-4sS", "--cacert", proxy.authority, "-w", "\n%{http_code}"]
+    command = ["curl", "-q", "-4sS", "--cacert", str(proxy.authority), "-w", "\n%{http_code}"]
     done = subprocess.run(
         [*command, *options, proxy.url + path],
         capture_output=True,
