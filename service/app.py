@@ -11,12 +11,13 @@ from service.routes.front import Front
 from service.routes.gate import Gate
 from service.routes.headers import harden
 from service.routes.metrics import metrics_routes
-from service.routes.openapi import openapi_routes
+from service.routes.openapi import document, openapi_routes
 from service.routes.openapi_facts import Facts
 from service.routes.origins import Origins
 from service.routes.page import page_routes
 from service.routes.problems import Problems
 from service.routes.publish import TextPublisher, publish_routes
+from service.routes.reference import reference_routes
 from service.routes.request_ids import RequestIds
 from service.routes.status import status_routes
 from service.routes.stream import StreamOpener, StreamRoute, preflight_routes
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(harden)
     problems = Problems(service.hub, service.counts.refused)
     problems.register(app)
+    interface = document(Facts.of_settings(settings))
     for routes in (
         preflight_routes(origins),
         publish_routes(gate, service.uploads, settings.max_event_bytes),
@@ -76,7 +78,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         streams_routes(gate, service.close_streams),
         status_routes(service.hub, service.broker),
         metrics_routes(gate, service.metrics, settings.metrics_token),
-        openapi_routes(Facts.of_settings(settings)),
+        openapi_routes(interface),
+        reference_routes(interface),
         page_routes(),
     ):
         app.register_blueprint(routes)

@@ -33,7 +33,9 @@ class MetricsDirectory:
                 shutil.rmtree(old, ignore_errors=True)
                 os.close(lock)
         new = Path(tempfile.mkdtemp(prefix="pushline-", dir=where))
-        os.chown(new, -1 if uid is None else uid, -1 if gid is None else gid)
+        if uid not in (None, os.geteuid()) or gid not in (None, os.getegid()):
+            # Only then: a service that systemd confines may change no owner at all.
+            os.chown(new, -1 if uid is None else uid, -1 if gid is None else gid)
         self._lock = _locked(new, owners)
         # Under its own name only with the lock: another master that starts now would remove it.
         self.path = new.rename(new.with_name(f"{PREFIX}{new.name.removeprefix('pushline-')}"))

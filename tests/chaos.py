@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,9 @@ by no more than this."""
 
 PUBLISH_SECONDS = 6.0
 """How long a publisher waits for an answer: longer than a worker or Redis is ever stopped."""
+
+UNAVAILABLE = (502, 503)
+"""Answers after which a publisher tries again, with the same key; 502 is a proxy's."""
 
 ACKNOWLEDGE_SECONDS = 60.0
 """How long the backlog may take in the end: what isn't acknowledged isn't promised, yet may not
@@ -117,6 +121,7 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict)
     acknowledged: int = 0
     publish_retries: int = 0
+    unavailable: dict[int, int] = field(default_factory=dict)
     replayed: int = 0
     slowest_publish_seconds: float = 0.0
     deliveries: int = 0
@@ -139,6 +144,7 @@ class Publishers:
         self.acknowledged: dict[str, tuple[str, ...]] = {}
         self.failures: list[str] = []
         self.retries = self.replayed = 0
+        self.unavailable: Counter[int] = Counter()
         self.slowest_seconds = 0.0
         self._ports = ports
         self._random = random.Random(seed)
@@ -221,7 +227,8 @@ class Publishers:
         return http.client.HTTPConnection("127.0.0.1", port, timeout=PUBLISH_SECONDS)
 
     def _take(self, status: int, reply: bytes, channels: tuple[str, ...], started: float) -> bool:
-        if status == 503:
+        if status in UNAVAILABLE:
+            self.unavailable[status] += 1
             return False
         with self._lock:
             if status != 200:
@@ -262,8 +269,7 @@ class Chaos:
                 FaultProxy(("127.0.0.1", self.valkey.port), seed=self.outcome.seed)
             )
             stack.callback(self._stop_services)
-            for _ in range(2):
-                self._add_service()
+            self._start_services(stack)
             self.clients = stack.enter_context(
                 Resuming(self.outcome.clients, channels=CHANNELS, seed=self.outcome.seed)
             )
@@ -275,6 +281,10 @@ class Chaos:
             publishers.finish(ACKNOWLEDGE_SECONDS)
             self._judge(publishers)
         return self.outcome
+
+    def _start_services(self, stack: contextlib.ExitStack) -> None:
+        for _ in range(2):
+            self._add_service()
 
     def ports(self) -> list[int]:
         """Where the services listen that new connections may go to."""
@@ -439,6 +449,7 @@ class Chaos:
     def _judge(self, publishers: Publishers) -> None:
         outcome = self.outcome
         outcome.acknowledged = len(publishers.acknowledged)
+        outcome.unavailable = dict(publishers.unavailable)
         outcome.publish_retries, outcome.replayed = publishers.retries, publishers.replayed
         outcome.slowest_publish_seconds = round(publishers.slowest_seconds, 2)
         outcome.failures += publishers.failures

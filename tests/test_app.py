@@ -25,6 +25,7 @@ from service.errors import ConfigError
 from service.routes.items import MAX_BATCH_EVENTS
 from service.routes.page import STATIC
 from service.settings import Settings
+from service.version import VERSION
 from tests.applications import Application, Make, check_problem, making
 from tests.credentials import SECRET, bearer, token
 from tests.live_server import until
@@ -680,7 +681,7 @@ def test_without_redis(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     check_soft(app.client.get("/stream?channel=a", headers=EVENT_SOURCE))
     check_problem(app.client.get("/stream?channel=a"), 503, "not_following")
     assert app.service.limits._total == 0
-    assert app.client.get("/livez").get_json() == {"live": True}
+    assert app.client.get("/livez").get_json() == {"live": True, "version": VERSION}
     response = app.client.get("/readyz")
     assert response.status_code == 503
     assert response.get_json()["reasons"] == ["redis_not_followed", "redis_not_answering"]

@@ -91,8 +91,8 @@ def test_heroku_sets_only_settings_that_exist() -> None:
 
 
 def test_opening_heroku_for_a_demo_is_one_line() -> None:
-    """README.md and docs/operations.md tell how to make tokens there, and how to open streams."""
-    for name in ("README.md", "docs/operations.md"):
+    """README.md and docs/deploy.md tell how to make tokens there, and how to open streams."""
+    for name in ("README.md", "docs/deploy.md"):
         assert "heroku config:set PUBLIC_CHANNELS='*'" in page(name)
         assert 'heroku run "python -m service token ' in page(name)
 

@@ -82,3 +82,12 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = MetricsDirectory(None)
     assert made.path.exists()
     other.remove()
+
+
+def test_no_owner_is_changed_without_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where workers run as their master does, nothing is asked for that a system may refuse."""
+    monkeypatch.setattr(os, "chown", lambda *_: pytest.fail("an owner is changed"))
+    for owner in ((None, None), (os.geteuid(), os.getegid())):
+        made = MetricsDirectory(str(tmp_path), *owner)
+        assert made.path.is_dir()
+        made.remove()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 
 from flask import Blueprint, Response, request
 
+from service.routes.fixed import FixedAnswer
 from service.routes.openapi_answers import problem_schema, problems, told
 from service.routes.openapi_facts import Facts, security_schemes
 from service.routes.openapi_operations import Operation, operations
@@ -23,26 +23,17 @@ DESCRIPTION = (
     " Every answer to HTTP has a header `X-Request-Id`, by which the log tells of it."
 )
 
-HEADERS = {"Cache-Control": "no-cache"}
-"""Clients ask each time, as it may be another after a deploy; the ETag spares them the rest."""
 
-
-def openapi_routes(facts: Facts) -> Blueprint:
-    """The route of the document, which is made once."""
+def openapi_routes(document: Schema) -> Blueprint:
+    """The route of the document."""
     routes = Blueprint("openapi", __name__)
-    body = json.dumps(document(facts), separators=(",", ":")) + "\n"
-    etag = hashlib.sha256(body.encode()).hexdigest()[:32]
+    text = json.dumps(document, separators=(",", ":")) + "\n"
+    answer = FixedAnswer(text, "application/json")
 
     @routes.get("/openapi.json")
     def openapi() -> Response:
         """The document."""
-        # Not make_conditional: it reads dates too, and fails at absurd ones.
-        if request.if_none_match.contains_weak(etag):
-            response = Response(status=304, headers=HEADERS)
-        else:
-            response = Response(body, headers=HEADERS, content_type="application/json")
-        response.set_etag(etag)
-        return response
+        return answer.to(request)
 
     return routes
 

@@ -34,6 +34,7 @@ from service.routes.openapi_parameters import (
 )
 from service.routes.openapi_schemas import EXAMPLE_ID, Schema, ref
 from service.routes.publish import NDJSON_TYPES
+from service.version import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +242,7 @@ def _status() -> Iterator[Operation]:
         name="live",
         tag="Operations",
         summary="200 while the worker turns",
-        answers={200: _json("Live", "It does", {"live": True})},
+        answers={200: _json("Live", "It does", {"live": True, "version": VERSION})},
     )
     unready = {"ready": False, "reasons": ["draining"]}
     yield Operation(
@@ -273,6 +274,7 @@ def _files() -> Iterator[Operation]:
     etag = {"ETag": {"required": True, "schema": {"type": "string"}}}
     for path, name, summary, media_type, schema in (
         ("/openapi.json", "openapi", "This document", "application/json", {"type": "object"}),
+        ("/docs", "reference", "This document as a page", "text/html", {"type": "string"}),
         ("/", "page", "The demo page", "text/html", {"type": "string"}),
     ):
         yield Operation(

@@ -80,7 +80,10 @@ def schemas(max_event_bytes: int) -> dict[str, Schema]:
             ticket={"type": "string"},
             expires_in={"description": "Seconds", "type": "integer", "minimum": 1},
         ),
-        "Live": _object(live={"const": True}),
+        "Live": _object(
+            live={"const": True},
+            version={"description": "Of the service", "type": "string"},
+        ),
         "Ready": _object(
             ready={"type": "boolean"},
             reasons={

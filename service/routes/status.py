@@ -8,6 +8,7 @@ from flask import Blueprint, Response
 from service.broker import Broker
 from service.hub import Hub
 from service.routes.answers import json_answer
+from service.version import VERSION
 
 ANSWER_SECONDS = 1.0
 """A Redis that takes longer for a PING is no use to publishers."""
@@ -23,7 +24,7 @@ def status_routes(hub: Hub, broker: Broker) -> Blueprint:
     @routes.get("/livez")
     def livez() -> Response:
         """200 while the worker turns; Redis has no part in it, as a restart would not mend it."""
-        return json_answer({"live": True})
+        return json_answer({"live": True, "version": VERSION})
 
     @routes.get("/readyz")
     def readyz() -> Response:

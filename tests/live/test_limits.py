@@ -16,8 +16,9 @@ import pytest
 
 from tests.credentials import KEY, LIMITED_KEY, bearer, cookie, token
 from tests.guarded import GUARDED, get_ticket, opened
-from tests.live.test_nginx import Nginx, program
+from tests.live.test_nginx import Nginx
 from tests.live_server import LiveService, until
+from tests.proxies import need
 from tests.raw_http import Answer, RawConnection, ask, chunked, request_bytes
 from tests.sse_client import SseClient
 from tests.valkey import Valkey
@@ -409,7 +410,7 @@ def behind_nginx(
     valkey: Valkey, tmp_path: Path, **settings: object
 ) -> Iterator[tuple[LiveService, int]]:
     """A service with two streams for each address, and the port of a real nginx before it."""
-    program()
+    need("nginx")
     with LiveService(valkey.url, **{**GUARDED, "MAX_CONNECTIONS_PER_IP": 2, **settings}) as service:
         nginx = Nginx(tmp_path, service.url)
         try:

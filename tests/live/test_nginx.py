@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.live_server import LiveService, until
+from tests.proxies import need
 from tests.raw_http import RawConnection, ask, request_bytes
 from tests.sse_client import End, SseClient, event_data
 from tests.valkey import Valkey, free_port
@@ -78,7 +77,7 @@ class Nginx:
         )
         (directory / "nginx.conf").write_text(text)
         self.process = subprocess.Popen(
-            [program(), "-p", str(directory), "-c", str(directory / "nginx.conf")],
+            [need("nginx"), "-p", str(directory), "-c", str(directory / "nginx.conf")],
             stderr=subprocess.DEVNULL,
         )
         until(self._listens, 10, "nginx listens")
@@ -97,22 +96,10 @@ class Nginx:
         self.process.wait()
 
 
-def program() -> str:
-    """The path of nginx; skips the test where there is none."""
-    path = os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin"
-    found = shutil.which("nginx", path=path)
-    if found is None:
-        reason = "no test behind nginx: it is not installed (Debian: nginx)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
 @pytest.fixture(scope="module")
 def service(shared_valkey: Valkey) -> Iterator[LiveService]:
     """A service that believes a proxy on this machine, with two streams for each address."""
-    program()
+    need("nginx")
     with LiveService(
         shared_valkey.url,
         WEB_CONCURRENCY=1,

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.chaos import Chaos
 from tests.fault_proxy import FaultProxy
 from tests.live_server import ROOT, LiveService, until
 from tests.raw_http import ask
@@ -28,6 +29,9 @@ from tests.sse_client import SseClient
 from tests.valkey import Valkey, free_port
 
 pytestmark = pytest.mark.live
+
+KILLED_AFTER_SECONDS = 30
+"""When Heroku kills what is left of a dyno after SIGTERM."""
 
 SMALLEST_PLAN_CONNECTIONS = 20
 """What Heroku's smallest Redis plan allows in all."""
@@ -138,6 +142,57 @@ def test_procfile_serves(own_valkey: Valkey, channel: str) -> None:
         assert log.count(f"/channels/{channel}") >= 8
         assert "s3cret" not in log
         assert KEY not in log
+
+
+class DynoRestart(Chaos):
+    """A deploy on Heroku: a new dyno serves, then every process of the old one gets SIGTERM.
+
+    The router sends nothing new to a dyno that is told to stop.
+    """
+
+    seconds = 0.0
+
+    def _start_services(self, stack: contextlib.ExitStack) -> None:
+        settings = {"REDIS_URL": self.valkey.url, "WEB_CONCURRENCY": str(WORKERS)}
+        opened = {"PUBLISH_OPEN": "1", "PUBLIC_CHANNELS": "*"}
+        dynos = [stack.enter_context(Procfile(**settings, **opened)) for _ in range(2)]
+        for dyno in dynos:
+            until(dyno.ready, 20, f"ready {dyno.lines()}")
+        self._old, self._new = dynos
+        self._serving = self._old
+
+    def ports(self) -> list[int]:
+        """The router's choice."""
+        return [self._serving.port]
+
+    def _inject(self) -> None:
+        time.sleep(1)
+        self._serving = self._new
+        self.clients.use(self.ports())
+        started = time.monotonic()
+        for pid in descendants(self._old.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        self._old.process.wait(60)
+        self.seconds = time.monotonic() - started
+        self.outcome.faults = {"restart": 1}
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [one for child in map(int, children) for one in (child, *descendants(child))]
+
+
+@pytest.mark.long
+def test_a_restart_of_a_dyno_loses_nothing() -> None:
+    """With the defaults a dyno ends well within Heroku's 30 s, and each client gets each event."""
+    restart = DynoRestart(seed=5, seconds=0, clients=30, progress=lambda _: None)
+    outcome = restart.run()
+    print(f"ended after {restart.seconds:.1f} s\n{outcome}")
+    assert outcome.failures == []
+    assert (outcome.missing, outcome.unacknowledged) == (0, 0)
+    assert outcome.connections > 30, "streams were drained"
+    assert 10 < restart.seconds < 20 < KILLED_AFTER_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_head_opens_no_stream(live: LiveService, channel: str) -> None:
             assert answer.header("Content-Type") == "text/event-stream"
             assert answer.header("Cache-Control") == "no-store, no-transform"
             assert answer.header("Content-Length") is None
-        assert connection.ask(request_bytes("GET", "/livez")).json() == {"live": True}
+        assert connection.ask(request_bytes("GET", "/livez")).json()["live"]
         assert connection.ask(request_bytes("HEAD", "/stream")).status == 400
     until(lambda: len(live.log_lines(method="HEAD", status=200)) >= 3, 2, "HEAD is logged")
     assert all("reason" not in line for line in live.log_lines(method="HEAD"))
