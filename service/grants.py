@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.channels import ChannelPattern
+from service.channels import SYS, ChannelPattern
 from service.event import EventId
 
 CLAIMS = ("pushline", "mercure")
@@ -49,7 +49,12 @@ class Grant:
         return selects(self.publish, channel)
 
     def may_subscribe(self, channel: str) -> bool:
-        """Whether `channel` may be streamed, with its private events."""
+        """Whether `channel` may be streamed, with its private events.
+
+        No pattern selects `$sys`, but a ticket may be for it.
+        """
+        if channel == SYS:
+            return self.admin or self.subscribe == (SYS,)
         return selects(self.subscribe, channel)
 
     @classmethod

@@ -100,6 +100,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "access",
             "publishing",
             "observation",
+            "snapshot",
+            "system",
         }
     ),
     frozenset(
@@ -225,6 +227,8 @@ SIDEWAYS = frozenset(
         ("resume", "hub"),
         ("observation", "broker"),
         ("observation", "hub"),
+        ("system", "broker"),
+        ("system", "hub"),
         ("routes.channels", "routes.answers"),
         ("routes.channels", "routes.gate"),
         ("routes.front", "routes.answers"),

@@ -274,6 +274,7 @@ def _files() -> Iterator[Operation]:
     for path, name, summary, media_type, schema in (
         ("/openapi.json", "openapi", "This document", "application/json", {"type": "object"}),
         ("/", "page", "The demo page", "text/html", {"type": "string"}),
+        ("/dashboard", "dashboard", "The dashboard", "text/html", {"type": "string"}),
     ):
         yield Operation(
             route=f"GET {path}",
