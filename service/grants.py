@@ -51,11 +51,12 @@ class Grant:
     def may_subscribe(self, channel: str) -> bool:
         """Whether `channel` may be streamed, with its private events.
 
-        No pattern selects `$sys`, but a ticket may be for it.
+        No pattern selects `$sys`, but a ticket may be for it, and for nothing else then.
         """
+        of_ticket = self.subscribe == (SYS,)
         if channel == SYS:
-            return self.admin or self.subscribe == (SYS,)
-        return selects(self.subscribe, channel)
+            return self.admin or of_ticket
+        return not of_ticket and selects(self.subscribe, channel)
 
     @classmethod
     def of_claims(cls, claims: Mapping[str, Any]) -> Grant:

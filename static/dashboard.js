@@ -137,21 +137,23 @@ function tick() {
 /** Says what is wrong, if anything is. */
 function warn(now) {
   const workers = fleet.workers.map((worker) => worker.now);
-  const draining = workers.filter((one) => one.draining).length;
-  const cutOff = workers.filter((one) => !one.redis).length;
+  const of = (some) => `${count(some.length)} of ${count(workers.length)} workers`;
+  const draining = workers.filter((one) => one.draining);
+  const cutOff = workers.filter((one) => !one.redis);
   if (stream.state === "open" && now - heard > SILENCE_MILLISECONDS) {
     notice("No worker has told of itself for a while.", "They tell through Redis: is it there?");
-  } else if (cutOff) {
-    notice(`${count(cutOff)} of ${count(workers.length)} workers have lost Redis.`, "The others can't be seen from here.");
-  } else if (draining) {
-    notice(`${count(draining)} of ${count(workers.length)} workers are draining:`, "they end their streams, then themselves.");
+  } else if (cutOff.length) {
+    notice(`${of(cutOff)} have lost Redis.`, "From there, others can't be seen.");
+  } else if (draining.length) {
+    notice(`${of(draining)} are draining:`, "they end their streams, then themselves.");
   } else if (stream.state === "open") {
     at("notice").hidden = true;
   }
 }
 
 function notice(title, advice) {
-  if (at("notice").textContent === `${title} ${advice}`) return; // screen readers say it once
+  const isSaid = !at("notice").hidden && at("notice").textContent === `${title} ${advice}`;
+  if (isSaid) return; // screen readers say it once
   const strong = document.createElement("strong");
   strong.textContent = title;
   at("notice").replaceChildren(strong, ` ${advice}`);
@@ -177,7 +179,8 @@ function showFigures() {
   figure("delivered", rate(fleet.rate("delivered")), `${count(fleet.sum("slow"))} slow streams`);
   figure("latency", milliseconds(history.last("p50")), `p99 ${milliseconds(history.last("p99"))}`);
   figure("redis", following === length ? "Up" : "Lost", `followed by ${following} of ${length}`);
-  figure("workers", count(length), draining ? `${count(draining)} draining` : `${hosts === 1 ? "" : `${hosts} hosts, `}version ${versions}`);
+  const where = `${hosts === 1 ? "" : `${count(hosts)} hosts, `}version ${versions}`;
+  figure("workers", count(length), draining ? `${count(draining)} draining` : where);
   at("redis").classList.toggle("bad", length > 0 && following < length);
   at("lag").textContent = milliseconds(lag === null ? null : lag * 1000);
   document.title = length ? `${count(streams)} streams – Pushline dashboard` : "Pushline dashboard";

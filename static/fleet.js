@@ -125,7 +125,7 @@ export function added(left, right) {
 }
 
 /**
- * The time below which a share of the values lies, as far as the buckets tell: within one, values count as evenly spread.
+ * The time below which a share of the values lies, as far as buckets tell: within one, values count as evenly spread.
  *
  * @param {number[]} bounds of the buckets, in seconds
  * @param {number[]} counts of values in each, and beyond the last

@@ -36,7 +36,7 @@ export function workerRows(fleet) {
     {text: `${now.host}:${now.pid}`, kind: "name"},
     measure(count(now.streams), now.streams / mostStreams),
     measure(rate(rates.delivered), (rates.delivered ?? 0) / mostDelivered),
-    measure(rates.cpu_seconds === undefined ? NONE : percent(rates.cpu_seconds), rates.cpu_seconds ?? 0),
+    measure(rates.cpu_seconds === undefined ? NONE : percent(rates.cpu_seconds), rates.cpu_seconds ?? 0, "extra"),
     number(bytes(now.resident_bytes), "extra"),
     number(bytes(now.unsent_bytes), "extra"),
     number(age(now.uptime), "extra"),
@@ -97,8 +97,8 @@ export function storeRows(fleet, history) {
   ];
 }
 
-function measure(text, share) {
-  return {text, share, kind: "measure"};
+function measure(text, share, kind = "") {
+  return {text, share, kind: `measure ${kind}`.trim()};
 }
 
 function number(text, kind = "") {
