@@ -20,7 +20,7 @@ from service.version import VERSION
 BUSIEST = 40
 """Channels of a snapshot, those with most streams: the dashboard adds them up over workers."""
 
-CHANNELS_AT_ONCE = 5_000
+CHANNELS_AT_ONCE = 2_000
 """Channels that are looked at before other greenlets may run: about 1 ms."""
 
 

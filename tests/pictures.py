@@ -25,6 +25,7 @@ from selenium.webdriver import Chrome
 
 from tests.browser import Page, chromium, resize, until
 from tests.live_server import LiveService
+from tests.sse_client import SseClient
 from tests.swarm import Swarm
 from tests.valkey import Valkey
 
@@ -54,7 +55,16 @@ def traffic(service: LiveService) -> None:
             channel = random.choice([*CHANNELS[1:], *MANY])
             connection.request("POST", f"/channels/{channel}", f"event {number}")
             connection.getresponse().read()
+            if number % 40 == 0:
+                visit(service)
             time.sleep(0.02 + 0.015 * math.sin(time.monotonic() / 9))
+
+
+def visit(service: LiveService) -> None:
+    """Open a stream and leave, and ask for one that is refused."""
+    for path in ("/stream?channel=news", "/stream?channel=no%20name"):
+        with SseClient.connect(f"{service.url}{path}"):
+            pass
 
 
 @contextlib.contextmanager
@@ -125,7 +135,7 @@ def show_demo(browser: Chrome, service: LiveService) -> None:
 
 def take_all(browser: Chrome, folder: Path, seconds: float) -> None:
     """Take every picture of the dashboard."""
-    for streams in (10_000, 0):
+    for streams in (0, 10, 10_000):
         with busy(streams) as service:
             open_dashboard(browser, service, seconds)
             for scheme in SCHEMES:
