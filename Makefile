@@ -28,7 +28,7 @@ TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx no
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-modules test-live test-long chaos check format clean tools
+.PHONY: help run test test-modules test-live test-long chaos pictures check format clean tools
 .PHONY: bench bench-quick bench-tools check-speed
 
 help: ## show this list
@@ -56,6 +56,9 @@ test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
 chaos: $(DEV_READY) ## break everything for half an hour under load; SECONDS=60 CLIENTS=200 SEED=7
 	@exec $(BIN)/python -W error -m tests.chaos --seconds $(or $(SECONDS),1800) \
 		--clients $(or $(CLIENTS),1000) $(if $(SEED),--seed $(SEED))
+
+pictures: $(DEV_READY) ## take the pictures of docs/pictures anew, in six minutes; ARGS="--seconds 30"
+	@exec $(BIN)/python -W error -m gevent.monkey --module tests.pictures $(ARGS)
 
 # docs/benchmark.md says what is measured, and how.
 bench: $(DEV_READY) ## compare with other servers, 90 minutes; ARGS="--tests A B --servers Pushline limit"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.authorizer import Authorizer
+from service.channels import SYS
 from service.errors import BadCredential, ExpiredCredential, NotGranted, Unauthorized
 from service.event import EventId
 from service.grants import Grant, selects
@@ -78,11 +79,13 @@ class Access:
     def subscriber(self, shown: Credentials, channels: Sequence[str]) -> Grant:
         """The grant to stream all of `channels`; public ones need none.
 
-        Raises as `publisher` does, and NotGranted when a channel is not covered.
+        Nobody else is asked about `$sys`. Raises as `publisher` does, and NotGranted when a channel
+        is not covered.
         """
         grant = self._shown(shown)
         wanted = [one for one in channels if not self._is_open(one, grant)]
-        if self._authorizer is not None and (wanted or grant == NOBODY):
+        asks = SYS not in channels and (wanted or grant == NOBODY)
+        if self._authorizer is not None and asks:
             return self._ask(self._authorizer, shown, channels, wanted)
         if wanted:
             if grant == NOBODY:
@@ -136,6 +139,8 @@ class Access:
             raise ExpiredCredential("the streams of this user were closed", fix="Ask once more")
 
     def _is_open(self, channel: str, grant: Grant) -> bool:
+        if channel == SYS:
+            return grant.may_subscribe(SYS) or (self._anybody is not None and self._anybody.admin)
         return selects(self._public, channel) or grant.may_subscribe(channel)
 
     def _shown(self, shown: Credentials) -> Grant:

@@ -19,7 +19,7 @@ from service.counts import Counts
 from service.errors import NotFollowing, RedisChanged, RedisError
 from service.event import EventId
 from service.follower import Follower
-from service.following import Following
+from service.following import Followed, Following
 from service.group_commit import GroupCommit
 from service.publication import Publication, Receipt
 from service.publish_script import Outcome, receipts
@@ -187,6 +187,10 @@ class Broker:
     def subscriptions(self) -> int:
         """The streams of each of them, added up."""
         return self._following.streams - self._always
+
+    def followed(self) -> list[tuple[str, Followed]]:
+        """All channels that are followed, the service's own among them."""
+        return self._following.items()
 
     def answers(self) -> bool:
         """Ask Redis for a sign of life on a command connection; takes up to a second."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -11,6 +11,9 @@ from service.errors import BadChannel, BadParameter
 
 NAME_PATTERN = r"[A-Za-z0-9_.:-]{1,128}"
 """What all of a channel name matches."""
+
+SYS = "$sys"
+"""The channel where workers tell of themselves (system.py), for who may administrate."""
 
 _NAME = re.compile(NAME_PATTERN, re.ASCII)
 
@@ -36,6 +39,11 @@ def check_channels(names: Iterable[str], at_most: int) -> tuple[str, ...]:
             fix=f"Name at most {at_most} (MAX_CHANNELS_PER_STREAM)",
         )
     return channels
+
+
+def check_streamed(names: Sequence[str], at_most: int) -> tuple[str, ...]:
+    """The same for what a stream may name: `$sys` will do too, by itself."""
+    return (SYS,) if list(names) == [SYS] else check_channels(names, at_most)
 
 
 class ChannelPattern:

@@ -55,7 +55,8 @@ class Counts:
 
     `events` and `sent_bytes` are what was offered to open streams, of events as they were
     published and heartbeats, without HTTP's framing. What is compressed counts once, however many
-    streams share it.
+    streams share it. `sys_received` and `sys_events` are what of `received` and `events` was on
+    `$sys`.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Counts:
         self.publish_seconds = Distribution(LATENCY_SECONDS)
         self.received = 0
         self.events = 0
+        self.sys_received = 0
+        self.sys_events = 0
         self.sent_bytes = 0
         self.delivery_seconds = Distribution(LATENCY_SECONDS)
         self.fan_out_seconds = Distribution(WORK_SECONDS)

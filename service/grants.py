@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.channels import ChannelPattern
+from service.channels import SYS, ChannelPattern
 from service.event import EventId
 
 CLAIMS = ("pushline", "mercure")
@@ -49,8 +49,14 @@ class Grant:
         return selects(self.publish, channel)
 
     def may_subscribe(self, channel: str) -> bool:
-        """Whether `channel` may be streamed, with its private events."""
-        return selects(self.subscribe, channel)
+        """Whether `channel` may be streamed, with its private events.
+
+        No pattern selects `$sys`, but a ticket may be for it, and for nothing else then.
+        """
+        of_ticket = self.subscribe == (SYS,)
+        if channel == SYS:
+            return self.admin or of_ticket
+        return not of_ticket and selects(self.subscribe, channel)
 
     @classmethod
     def of_claims(cls, claims: Mapping[str, Any]) -> Grant:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import gevent
 
 from service.channel_end import last_frame
+from service.channels import SYS
 from service.control import CONTROL
 from service.counts import Counts
 from service.event import FIRST_ID, EventId
@@ -128,6 +129,8 @@ class Hub:
                 self._recent.add(channel, frame)
             if channel == CONTROL:
                 self._obey(frame)
+            elif channel == SYS:
+                self._count_own()
             more_bytes = len(frame.data)  # of the first view, as all share them
             for view in self._views_of.get(channel, ()):
                 if view.collect(frame):
@@ -137,6 +140,12 @@ class Hub:
                     # As good as lost: say so.
                     view.push(self._reset_frame(view, [channel], Loss.LOST))
                     self.fan_out.add(view)
+
+    def _count_own(self) -> None:
+        """An event of `$sys` has come, which is nobody's traffic."""
+        views = self._views_of.get(SYS, ())
+        self._counts.sys_received += 1
+        self._counts.sys_events += sum(len(view.subscribers) for view in views)
 
     def _written(self, view: View) -> None:
         self._heartbeat.plan(view)

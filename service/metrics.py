@@ -170,7 +170,7 @@ class Metrics:
                     self._counter(one, labels).inc(more)
         for one, histogram in self._histograms.items():
             _tell(getattr(self._counts, one.of), self._told_of[one], histogram)
-        gauges = {"pushline_workers": 1, "process_resident_memory_bytes": _resident_bytes()}
+        gauges = {"pushline_workers": 1, "process_resident_memory_bytes": resident_bytes()}
         for name, value in {**gauges, **self._read_gauges()}.items():
             self._gauges[name].set(value)
 
@@ -206,7 +206,7 @@ def _tell(now: Distribution, told: Distribution, histogram: Summed) -> None:
     told.counts, told.total = list(now.counts), now.total
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Resident memory of this process; 0 where nobody tells (no Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

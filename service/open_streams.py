@@ -28,6 +28,7 @@ SKEW_SECONDS = 1.0
 class OpenStreams:
     """The streams from their opening to their end, also while they are brought up to date.
 
+    `worker` is a name that no other worker has, also none before or after this one.
     `expired` is called with each one whose `expires_at`, in seconds since 1970, is over.
     """
 
@@ -41,7 +42,7 @@ class OpenStreams:
         self._expired = expired
         self._redis_seconds_at = redis_seconds_at
         self._counts = counts or Counts()
-        self._worker = secrets.token_hex(4)
+        self.worker = secrets.token_hex(4)
         self._opened = 0
         self._streams: dict[Subscriber, float] = {}
         """Each with what Redis's clock had shown when it opened, as it was told then, or less."""
@@ -57,7 +58,7 @@ class OpenStreams:
 
     def name_of(self, number: int) -> str:
         """The name of a stream, which no other one of any worker has."""
-        return f"{self._worker}-{number}"
+        return f"{self.worker}-{number}"
 
     def add(self, subscriber: Subscriber) -> None:
         """A stream has opened."""

@@ -164,6 +164,17 @@ class RedisStore:
         (reply,) = self._script("forget", keys, names.pubsub(channel))
         return bool(reply)
 
+    # -- live only -----------------------------------------------------------------------------
+
+    def is_followed(self, channel: str) -> bool:
+        """Whether any worker follows `channel` now."""
+        (reply,) = checked(self._pool.run([("PUBSUB", "NUMSUB", self._names.pubsub(channel))]))
+        return int(reply[1]) > 0
+
+    def tell(self, channel: str, text: str) -> None:
+        """Send `text` to who follows `channel` now, as a foreign PUBLISH: without an id."""
+        checked(self._pool.run([("PUBLISH", self._names.pubsub(channel), text)]))
+
     # -- tickets -------------------------------------------------------------------------------
 
     def keep_ticket(self, ticket: str, grant: str, seconds: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import gevent
 
@@ -23,7 +24,7 @@ from service.hub import Hub
 from service.iterator import IteratorOutlet
 from service.keys import PublishKeys
 from service.logs import log_request
-from service.observation import new_counts, observed
+from service.observation import gauges, new_counts, observed
 from service.open_streams import OpenStreams
 from service.publishing import Publishing
 from service.rates import RateLimit
@@ -37,8 +38,10 @@ from service.retention import RetentionRules
 from service.revocations import Revocations
 from service.routes.uploads import Uploads
 from service.settings import Settings
+from service.snapshot import Snapshots
 from service.sse import encode_end, encode_retry
 from service.subscriber import Ending, Subscriber
+from service.system import SystemChannel
 from service.tickets import Tickets
 from service.tokens import TokenVerifier
 
@@ -115,6 +118,8 @@ class Service:
         self.connects = RateLimit(0 if settings.local else settings.max_connects_per_second_per_ip)
         self.streams = OpenStreams(self._expire, self.follower_store.seconds_at, counts)
         self.metrics = observed(settings, counts, self.hub, self.broker, self.streams)
+        self.snapshots = Snapshots(self.streams.worker, counts, settings.max_connections)
+        self.system = SystemChannel(self.store, self.broker, self.hub, self._snapshot)
         self.encodings = Encodings(settings.compress_min_bytes, counts)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
         self.iterator = functools.partial(
@@ -128,6 +133,13 @@ class Service:
             self.hub.slow,
             outbox_bytes=settings.outbox_bytes,
             send_timeout_seconds=settings.send_timeout_seconds,
+        )
+
+    def _snapshot(self) -> dict[str, Any]:
+        return self.snapshots.take(
+            gauges(self.hub, self.broker, self.streams),
+            self.broker.followed(),
+            draining=self.hub.draining,
         )
 
     def ended(self, subscriber: Subscriber) -> None:
@@ -179,7 +191,7 @@ class Service:
         if self._greenlets:
             return
         bodies = [self.broker.run, self.hub.run, self.hub.fan_out.run, self.streams.run]
-        bodies.append(self.metrics.run)
+        bodies += [self.metrics.run, self.system.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]

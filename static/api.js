@@ -1,4 +1,4 @@
-/** The HTTP requests that the demo page makes besides the stream itself. */
+/** The HTTP requests that the pages make besides the stream itself. */
 
 const ANSWER_MILLISECONDS = 10_000; // the longest wait for an answer
 
@@ -10,11 +10,17 @@ const ADVICE = {
   not_granted: "Put a token that grants it into the field Token.",
 };
 
-/** Why a request failed, in words: `message` says what happened, `advice` what to do. */
+/** Why a request failed, in words: `message` says what happened, `advice` what to do; `code` is the service's. */
 export class Refusal extends Error {
-  constructor(message, advice = "") {
+  constructor(message, advice = "", code = "") {
     super(message);
     this.advice = advice;
+    this.code = code;
+  }
+
+  /** Whether another credential is what it takes. */
+  get wantsToken() {
+    return this.code in ADVICE;
   }
 }
 
@@ -97,7 +103,7 @@ async function refusal(answer) {
     if (title) {
       const why = detail === title ? "" : detail;
       const advice = [why, ADVICE[code] ?? fix].filter(Boolean).map(sentence).join(" ");
-      return new Refusal(`${title} (${answer.status})${why ? ":" : "."}`, advice);
+      return new Refusal(`${title} (${answer.status})${why ? ":" : "."}`, advice, code);
     }
   } catch {
     // Not JSON.

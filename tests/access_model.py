@@ -142,7 +142,7 @@ def routes() -> Iterator[Route]:
     own = ("/stream", "/publish", "/tickets", "/streams", CHANNEL)
     for rule in (*own, f"{CHANNEL}/end", f"{CHANNEL}/events"):
         yield Route("OPTIONS", rule, "none", 204)
-    for rule in ("/", "/static/<path:name>", "/livez", "/readyz", "/openapi.json"):
+    for rule in ("/", "/dashboard", "/static/<path:name>", "/livez", "/readyz", "/openapi.json"):
         for method in ("GET", "HEAD", "OPTIONS"):
             yield Route(method, rule, "none", 200)
 

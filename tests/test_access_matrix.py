@@ -54,8 +54,8 @@ HISTORY = [("first", False), ("hidden", True), ("last", False)]
 
 STREAM = "GET /stream channel={c}&last_event_id=earliest"
 
-PAGES = ("/", "/static/<path:name>")
-"""Routes of the demo page, which may load its own files."""
+PAGES = ("/", "/dashboard", "/static/<path:name>")
+"""Routes of the pages, which may load their own files."""
 
 LISTED = "https://listed.example"
 ORIGINS = {

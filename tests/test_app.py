@@ -516,7 +516,7 @@ def test_pings_can_be_events(make: Make) -> None:
         ("channel=", "bad_channel"),
         ("channel=a%20b", "bad_channel"),
         ("channel=a&channel=*", "bad_channel"),
-        ("channel=$sys", "bad_channel"),
+        ("channel=$control", "bad_channel"),
         ("channel=%ff", "bad_channel"),
         ("&".join(f"channel=c{n}" for n in range(65)), "bad_parameter"),
         ("channel=a&event=", "bad_event"),

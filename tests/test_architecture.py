@@ -113,6 +113,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "load.plan",
             "load.results",
             "load.tally",
+            "snapshot",
+            "system",
         }
     ),
     frozenset(
@@ -270,6 +272,8 @@ SIDEWAYS = frozenset(
         ("resume", "hub"),
         ("observation", "broker"),
         ("observation", "hub"),
+        ("system", "broker"),
+        ("system", "hub"),
         ("routes.channels", "routes.answers"),
         ("routes.channels", "routes.gate"),
         ("routes.front", "routes.answers"),

@@ -276,6 +276,7 @@ def _files() -> Iterator[Operation]:
         ("/openapi.json", "openapi", "This document", "application/json", {"type": "object"}),
         ("/docs", "reference", "This document as a page", "text/html", {"type": "string"}),
         ("/", "page", "The demo page", "text/html", {"type": "string"}),
+        ("/dashboard", "dashboard", "The dashboard", "text/html", {"type": "string"}),
     ):
         yield Operation(
             route=f"GET {path}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.channel_end import FINISHED
+from service.channels import SYS
 from service.durations import DURATION_PATTERN
 from service.event import CONTROL_CHARACTERS
 from service.grants import MAX_USER_LETTERS
@@ -42,13 +43,12 @@ def named_channels(at_most: int) -> Schema:
     """`?channel=`, once for each."""
     schema = {
         "type": "array",
-        "items": ref("schemas", "ChannelName"),
         "minItems": 1,
         "maxItems": at_most,
+        "anyOf": [{"items": ref("schemas", "ChannelName")}, {"const": [SYS]}],
     }
-    return _query(
-        "channel", "A channel; repeat it for several", schema, required=True, example=["news"]
-    )
+    description = f"A channel; repeat it for several. `{SYS}` stands alone, for administrators"
+    return _query("channel", description, schema, required=True, example=["news"])
 
 
 def stream_parameters(max_channels: int) -> list[Schema]:

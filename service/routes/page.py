@@ -1,4 +1,4 @@
-"""GET / and /static: the demo page."""
+"""GET /, /dashboard and /static: the demo page and the dashboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE_HEADERS = {
 
 
 def page_routes() -> Blueprint:
-    """The demo page and its files."""
+    """The pages and their files. No secret is in them: the dashboard streams what it shows."""
     routes = Blueprint("page", __name__)
 
     @routes.get("/")
@@ -29,9 +29,14 @@ def page_routes() -> Blueprint:
         """The demo page."""
         return _file("index.html")
 
+    @routes.get("/dashboard")
+    def dashboard() -> Response:
+        """The dashboard."""
+        return _file("dashboard.html")
+
     @routes.get("/static/<path:name>")
     def static_file(name: str) -> Response:
-        """A file of the demo page."""
+        """A file of a page."""
         return _file(name)
 
     @routes.after_request

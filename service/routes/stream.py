@@ -14,7 +14,7 @@ from werkzeug.wrappers import Request
 
 from service.addresses import StreamLimits
 from service.broker import Broker
-from service.channels import check_channels
+from service.channels import check_streamed
 from service.encoding import Encoding, Encodings
 from service.errors import BadParameter, Draining, NothingToCome
 from service.event import check_name
@@ -99,7 +99,7 @@ class StreamRoute:
 
 
 def _selection(request: Request, max_channels: int) -> Selection:
-    channels = check_channels(request.args.getlist("channel"), max_channels)
+    channels = check_streamed(request.args.getlist("channel"), max_channels)
     names = request.args.getlist("event")
     if len(names) > MAX_NAMES:
         raise BadParameter(f"{len(names)} event names are listed", fix=f"List at most {MAX_NAMES}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from service.channels import check_channels
+from service.channels import check_streamed
 from service.errors import BadChannel, BadParameter
 from service.routes.answers import json_answer
 from service.routes.gate import Gate
@@ -22,7 +22,7 @@ def ticket_routes(gate: Gate, max_channels: int) -> Blueprint:
         named = request.args.getlist("channel")
         if not named:
             raise BadChannel("no channel is named", fix="Add ?channel=NAME for each of the stream")
-        channels = check_channels(named, max_channels)
+        channels = check_streamed(named, max_channels)
         tickets, grant = gate.access.tickets, gate.subscriber(request, channels)
         # Public channels need none: a grant of them would let their private events through.
         ticket = tickets.issue(grant, [*filter(grant.may_subscribe, channels)])

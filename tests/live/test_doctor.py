@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.test_nginx import program
 from tests.live_server import ROOT, LiveService, until
+from tests.proxies import need
 from tests.raw_http import RawConnection
 from tests.sse_client import SseClient
 from tests.valkey import Valkey, free_port
@@ -54,7 +54,7 @@ def proxies(
     shared_valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """The addresses of nginx before one service, set up well and badly."""
-    nginx = program()
+    nginx = need("nginx")
     directory = tmp_path_factory.mktemp("nginx")
     ports = {name: free_port() for name in PROXIES}
     with LiveService(shared_valkey.url, WEB_CONCURRENCY=1) as service:
