@@ -93,7 +93,7 @@ format: $(DEV_READY) ## format the code and mend what ruff can
 	$(BIN)/python -m ruff format .
 
 docs: $(DEV_READY) ## build the documentation as a site: build/docs/index.html
-	@$(BIN)/python -m sphinx --builder dirhtml --fail-on-warning --keep-going --quiet docs build/docs
+	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
 clean: ## remove what was installed, caches and reports
 	rm -rf .venv build tests/live/node_modules bench/peers/node_modules .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
