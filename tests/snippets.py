@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,15 +140,23 @@ class Shell:
         self._running.append((snippet, process, output))
         until(lambda: self._is_on_its_way(snippet, process, output), PATIENCE_SECONDS, str(snippet))
 
-    @staticmethod
-    def _is_on_its_way(snippet: Snippet, process: subprocess.Popen[bytes], output: Path) -> bool:
+    def _is_on_its_way(
+        self, snippet: Snippet, process: subprocess.Popen[bytes], output: Path
+    ) -> bool:
         """Whether the next block may start: this one has ended, or streams, or serves."""
         if process.poll() is not None:
             assert process.returncode == 0, _told(snippet, output)
             return True
         if "curl -N" in snippet.code:
             return b"retry:" in output.read_bytes()
-        return SERVES.search(snippet.code) is not None and _printed(snippet, output)
+        return SERVES.search(snippet.code) is not None and self._is_ready()
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     @staticmethod
     def _check(snippet: Snippet, process: subprocess.Popen[bytes], output: Path) -> None:
