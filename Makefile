@@ -9,8 +9,8 @@ PYTEST := $(BIN)/python -m gevent.monkey --module pytest
 SUITE := PATH="$$PATH:/usr/sbin" $(PYTEST)
 
 # Live tests that run in the shorter half: they mind a busy machine least.
-BESIDE := $(addprefix tests/live/,test_access.py test_malformed.py test_readme.py \
-	test_schemathesis.py test_uploads.py)
+BESIDE := $(addprefix tests/live/,test_access.py test_docs_site.py test_examples.py \
+	test_malformed.py test_readme.py test_schemathesis.py test_snippets.py test_uploads.py)
 
 RUN_READY := .venv/.requirements
 DEV_READY := .venv/.requirements-dev

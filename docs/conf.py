@@ -21,9 +21,10 @@ project = "Pushline"
 version = release = VERSION
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
-exclude_patterns = ["pictures"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"Pushline {VERSION}"
 html_logo = html_favicon = "../static/favicon.svg"
 html_show_sourcelink = html_copy_source = html_show_copyright = False

@@ -183,7 +183,7 @@ class Shell:
     def _stop(self) -> None:
         for _, process, _ in self._running:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGINT)  # services end without a drain
         for _, process, _ in self._running:
             process.wait(30)
         self._running.clear()

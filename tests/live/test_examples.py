@@ -74,8 +74,8 @@ class Example:
 
     def wait_ready(self) -> None:
         """Until Pushline and the application answer."""
-        for url in (f"{self.pushline}/readyz", self.url):
-            wait_until(lambda url=url: answers(url), 30, f"{self.name} at {url}")
+        both = (f"{self.pushline}/readyz", self.url)
+        wait_until(lambda: all(map(answers, both)), 30, f"{self.name} answers")
 
 
 def answers(url: str) -> bool:
@@ -108,7 +108,8 @@ def idle_reader(examples: dict[str, Example]) -> Iterator[socket.socket]:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.settimeout(20)
         slow.connect(("127.0.0.1", examples["ticker"].port))
-        address = "/stream?channel=ticker&overflow=conflate"
+        page = (ROOT / "examples/ticker/page.html").read_text()
+        (address,) = re.findall(r"/stream[?]channel=[^`]+", page)
         slow.sendall(f"GET {address} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
         yield slow
 
