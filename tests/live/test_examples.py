@@ -231,8 +231,13 @@ def test_ticker(examples: dict[str, Example], browser: Chrome, idle_reader: sock
     shows(browser, "state", "open")
     until(browser, lambda _: "0.00" not in text(browser, "stocks"), "a price of each stock")
     got = b""
-    while b"$reset" not in got or got.count(b"\ndata: ", got.index(b"$reset")) < 8:
+
+    def told() -> bool:
+        nonlocal got
         got += idle_reader.recv(65_536)
+        return got.partition(b"$reset")[2].count(b"\ndata: ") >= 8
+
+    wait_until(told, 15, "a $reset, and prices after it")
     before, _, after = got.partition(b"event: $reset")
     assert b'"skipped"' in after
     newest = re.findall(rb"event: ([A-Z]{4})\n", after)
