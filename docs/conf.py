@@ -11,7 +11,15 @@ from service.version import VERSION
 NAVIGATION = {
     "Begin": ["quickstart", "concepts", "guarantees"],
     "Use": ["publish", "stream", "llm", "presence", "python", "migrate-flask-sse"],
-    "Run": ["deploy", "security", "settings", "operations", "troubleshooting", "dashboard"],
+    "Run": [
+        "deploy",
+        "security",
+        "settings",
+        "operations",
+        "upgrades",
+        "troubleshooting",
+        "dashboard",
+    ],
     "Look up": ["http", "cli", "metrics", "logs"],
     "Look inside": ["architecture", "decisions", "testing", "benchmark"],
 }
