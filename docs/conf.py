@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -42,6 +43,11 @@ html_theme_options = {
 }
 
 
+def unlink_what_is_no_page(_: Sphinx, __: str, source: list[str]) -> None:
+    """Leave only the words of links to Markdown outside docs/, which is not on the site."""
+    source[0] = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\.md(?:#[^)]*)?\)", r"\1", source[0])
+
+
 def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
     """Append the table of contents to index.md, which so reads well as plain Markdown too."""
     if name != "index":
@@ -54,4 +60,5 @@ def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", unlink_what_is_no_page)
     app.connect("source-read", add_navigation)
