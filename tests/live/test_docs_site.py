@@ -111,7 +111,7 @@ def test_the_site_needs_no_other_host(address: str, browser: Chrome) -> None:
         )
         assert [one for one in loaded if not one.startswith(f"{address}/")] == []
         assert len(loaded) > 3
-    for width in (390, 1000, 1320):
+    for width in (390, 1000, 1280, 1320, 1520):
         resize(browser, width, 900)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert console(browser) == []
