@@ -9,8 +9,8 @@ PYTEST := $(BIN)/python -m gevent.monkey --module pytest
 SUITE := PATH="$$PATH:/usr/sbin" $(PYTEST)
 
 # Live tests that run in the shorter half: they mind a busy machine least.
-BESIDE := $(addprefix tests/live/,test_access.py test_malformed.py test_readme.py \
-	test_schemathesis.py test_uploads.py)
+BESIDE := $(addprefix tests/live/,test_access.py test_docs_site.py test_examples.py \
+	test_malformed.py test_readme.py test_schemathesis.py test_snippets.py test_uploads.py)
 
 RUN_READY := .venv/.requirements
 DEV_READY := .venv/.requirements-dev
@@ -31,11 +31,15 @@ $(shell test -x $(BIN)/python || rm -rf .venv)
 .PHONY: help run test test-modules test-live test-long chaos pictures check format clean tools
 .PHONY: bench bench-quick bench-tools check-speed
 
+
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS="--port 8001 --workers 2"
 	@exec $(BIN)/python -m service serve $(ARGS)
+
+example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open http://127.0.0.1:8001/
+	@exec $(BIN)/python -m examples.$*
 
 # The whole suite is two halves side by side, which mostly wait; a part of it can't reach the coverage
 # of all, so that is not asked of it.
@@ -90,6 +94,9 @@ check: $(DEV_READY) ## lint, formatting, types, security: looks, changes nothing
 format: $(DEV_READY) ## format the code and mend what ruff can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+docs: $(DEV_READY) ## build the documentation as a site: build/docs/index.html
+	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
 clean: ## remove what was installed, caches and reports
 	rm -rf .venv build tests/live/node_modules bench/peers/node_modules .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The documentation says what the code has, and its examples work."""
+"""The documentation says what the code has. Its snippets run in tests/live/test_snippets.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 import inspect
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,8 @@ from service.app import create_app
 from service.reset import Loss
 from service.settings import Settings
 from service.subscriber import Ending
-from tests.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHON_EXAMPLES = [
-    (page.name, code)
-    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-]
 
 
 def page(name: str) -> str:
@@ -115,37 +107,3 @@ def test_the_architecture_page_lists_every_module() -> None:
     modules = {path.stem for path in ROOT.glob("service/*.py")} - {"__init__"}
 
     assert {name for name in modules if f"`{name}`" not in text} == set()
-
-
-@pytest.mark.parametrize(("name", "code"), PYTHON_EXAMPLES)
-def test_python_examples_run(name: str, code: str, valkey: Valkey) -> None:
-    """Each Python example of the documentation runs as it stands, while others publish."""
-    others = subprocess.Popen(
-        [sys.executable, "-c", PUBLISH_FOR_EXAMPLES, valkey.url], cwd=ROOT, stderr=subprocess.PIPE
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={"REDIS_URL": valkey.url},
-            timeout=20,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    finally:
-        others.kill()
-        others.communicate()
-
-    assert done.returncode == 0, f"{name}: {done.stderr}"
-    assert done.stdout
-
-
-PUBLISH_FOR_EXAMPLES = """
-import sys, time
-from service.client import MessagePublisher
-with MessagePublisher("orders", sys.argv[1]) as publisher:
-    for number in range(200):
-        publisher.publish_message({"order": number})
-        time.sleep(0.1)
-"""

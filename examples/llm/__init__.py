@@ -1,0 +1,1 @@
+"""LLM: a channel per answer."""

@@ -1,0 +1,1 @@
+"""A Flask application beside Pushline."""

@@ -1,0 +1,1 @@
+"""Progress: a channel per job."""

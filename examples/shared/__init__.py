@@ -1,0 +1,1 @@
+"""What all examples share: how one is started, and how it looks."""
