@@ -45,6 +45,10 @@ STATUS_OF = {
 }
 """The status of what gunicorn can't read, where it isn't 400."""
 
+NOTICE_SECONDS = 1.0
+"""How long connections that are kept open get answers with `Connection: close`, before they are
+closed: a request that crosses the close would fail."""
+
 FRESH_SECONDS = 1.0
 """How long a new connection isn't idle: its first request may still be on the way."""
 
@@ -92,6 +96,8 @@ class PushlineWorker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> bool:
         """Serve one request of a connection."""
         self._idle_from.pop(sock, None)
+        if self._stopping:
+            req.force_close()
         environ = hot_environ(req, sock, addr) if self._answer else None
         if self._answer and environ is not None:
             self._reply(self._answer, environ, req, sock)
@@ -155,8 +161,11 @@ class PushlineWorker(GeventWorker):
         super().handle_quit(sig, frame)
 
     def _drain_and_stop(self) -> None:
+        noticed_at = time.monotonic() + NOTICE_SECONDS
         try:
             self.service.drain()
+            while self._idle_from and time.monotonic() < noticed_at:
+                gevent.sleep(0.05)
         finally:
             self.alive = False
             self._close_idle_connections()
