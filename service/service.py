@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -11,12 +12,13 @@ import gevent
 from service import sockets
 from service.access import Access
 from service.addresses import StreamLimits
+from service.audience import Audience
 from service.authorizer import Authorizer
 from service.broker import FOLLOW_SECONDS, Broker
 from service.channels import RedisNames
 from service.control import CONTROL, Close
 from service.encoding import Encodings
-from service.errors import ConfigError
+from service.errors import ConfigError, RedisError
 from service.frame import Frame
 from service.grants import Grant
 from service.hub import Hub
@@ -25,6 +27,8 @@ from service.keys import PublishKeys
 from service.logs import log_request
 from service.observation import new_counts, observed
 from service.open_streams import OpenStreams
+from service.presence import Presence
+from service.presence_store import PresenceStore
 from service.publishing import Publishing
 from service.rates import RateLimit
 from service.receiver import Receiver
@@ -38,6 +42,7 @@ from service.revocations import Revocations
 from service.routes.uploads import Uploads
 from service.settings import Settings
 from service.sse import encode_end, encode_retry
+from service.stream_reports import StreamReports
 from service.subscriber import Ending, Subscriber
 from service.tickets import Tickets
 from service.tokens import TokenVerifier
@@ -113,7 +118,22 @@ class Service:
         per_user = settings.max_connections_per_user
         self.limits = StreamLimits(settings.max_connections, per_address, per_user)
         self.connects = RateLimit(0 if settings.local else settings.max_connects_per_second_per_ip)
-        self.streams = OpenStreams(self._expire, self.follower_store.seconds_at, counts)
+        reports = StreamReports(self.store.pool, names)
+        self.audience = Audience(reports)
+        self.presence = Presence(
+            PresenceStore(self.store.pool, names, settings.presence_grace_seconds),
+            reports,
+            self.audience,
+            self.broker.publish,
+            settings.presence_channels,
+        )
+        self.streams = OpenStreams(
+            self._expire,
+            self.follower_store.seconds_at,
+            counts,
+            opened=self._opened,
+            closed=self._closed,
+        )
         self.metrics = observed(settings, counts, self.hub, self.broker, self.streams)
         self.encodings = Encodings(settings.compress_min_bytes, counts)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
@@ -129,6 +149,16 @@ class Service:
             outbox_bytes=settings.outbox_bytes,
             send_timeout_seconds=settings.send_timeout_seconds,
         )
+
+    def _opened(self, subscriber: Subscriber, info: str) -> None:
+        channels = subscriber.selection.channels
+        self.audience.opened(channels)
+        self.presence.opened(channels, subscriber.user, info)
+
+    def _closed(self, subscriber: Subscriber) -> None:
+        channels = subscriber.selection.channels
+        self.audience.closed(channels)
+        self.presence.closed(channels, subscriber.user)
 
     def ended(self, subscriber: Subscriber) -> None:
         """Give back what an ended stream took, and log it."""
@@ -178,7 +208,7 @@ class Service:
         if self._greenlets:
             return
         bodies = [self.broker.run, self.hub.run, self.hub.fan_out.run, self.streams.run]
-        bodies.append(self.metrics.run)
+        bodies += [self.metrics.run, self.audience.run, self.presence.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]
@@ -201,6 +231,9 @@ class Service:
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.metrics.flush()
+        with contextlib.suppress(RedisError):
+            self.presence.withdraw()
+            self.audience.withdraw()
         self.store.close()
         self.follower_store.close()
 

@@ -713,7 +713,7 @@ def test_readiness(app: Application) -> None:
     [
         ("POST", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("GET", "/publish", {"POST", "PUT", "OPTIONS"}),
-        ("GET", "/channels/a", {"DELETE", "POST", "PUT", "OPTIONS"}),
+        ("PATCH", "/channels/a", {"DELETE", "GET", "HEAD", "POST", "PUT", "OPTIONS"}),
         ("GET", "/channels/a/end", {"POST", "OPTIONS"}),
         ("DELETE", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/", {"GET", "HEAD", "OPTIONS"}),
