@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +211,22 @@ def test_the_list_goes_on_as_a_stream(app: Application) -> None:
         assert json.loads(joined.data) == said
         assert json.loads(left.data) == {**said, "user": "ana"}
         wait_users(app, ("bob", None, 1))
+
+
+def test_the_page_shows_what_is_told(app: Application) -> None:
+    """docs/presence.md has the list and an event as they are."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "presence.md").read_text()
+    shown_list, shown_event = map(json.loads, re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    credential = token("ana", subscribe=["room.*"], info={"name": "Ana"})
+    with (
+        contextlib.closing(app.stream("channel=room.1", **bearer(credential))),
+        contextlib.closing(app.stream("channel=room.1", **bearer(credential))),
+    ):
+        body = wait_users(app, ("ana", {"name": "Ana"}, 2))
+        assert body == {**shown_list, "last_id": body["last_id"]}
+        until(lambda: join_is_told(app), 3, "the join is told")
+        (event,) = get(app, "/channels/room.1:presence/events", credential)["events"]
+        assert json.loads(event["data"]) == shown_event
 
 
 def join_is_told(app: Application) -> bool:

@@ -62,12 +62,17 @@ class Room:
         self, is_right: Callable[[str], bool], user: str = "", more: str = ""
     ) -> SseClient:
         """Open one on a worker whose name is right."""
-        for _ in range(200):
+
+        def tried() -> SseClient | None:
             stream = self.open(user, more)
             if is_right(worker_of(stream)):
                 return stream
             stream.close()
-        raise AssertionError("no stream where it is wanted")
+            return None
+
+        stream = until(tried, 10, "a stream is where it is wanted")
+        assert isinstance(stream, SseClient)
+        return stream
 
     def streams(self) -> int:
         """What the service counts."""
