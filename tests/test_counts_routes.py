@@ -81,6 +81,15 @@ def test_a_channel_tells_its_numbers(app: Application) -> None:
     assert get(app, path) == {**said, "last_id": end, "events": 2, "ended": True}
 
 
+def test_a_worker_that_stops_takes_its_streams_back(app: Application, make: Make) -> None:
+    """Those that were still open count no more at once, without waiting for an expiry."""
+    other = make(publish_keys=((KEY, ("*",)),))
+    with contextlib.closing(other.stream("channel=room.1")):
+        until(lambda: get(app, "/channels/room.1")["streams"] == 1, 3, "it is counted")
+        other.service.stop()
+        assert get(app, "/channels/room.1")["streams"] == 0
+
+
 def test_channels_are_listed_for_whom_they_are_meant(app: Application) -> None:
     """Each sees those that it may stream or publish to, and the public ones; `admin` sees all."""
     everything = token(subscribe=["*"])
