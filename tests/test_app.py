@@ -405,7 +405,7 @@ def test_cors_headers_of_an_open_stream(app: Application) -> None:
     [
         ("/stream", {"GET", "HEAD", "OPTIONS"}),
         ("/publish", {"POST", "PUT", "OPTIONS"}),
-        ("/channels/a", {"DELETE", "POST", "PUT", "OPTIONS"}),
+        ("/channels/a", {"DELETE", "GET", "HEAD", "POST", "PUT", "OPTIONS"}),
         ("/channels/a/end", {"POST", "OPTIONS"}),
         ("/channels/a/events", {"GET", "HEAD", "OPTIONS"}),
     ],
@@ -488,8 +488,9 @@ def test_an_empty_prefix_shares_channels_with_flask_sse(make: Make, valkey: Valk
     valkey.cli("PUBLISH", "sse", '{"data": "hi"}')
     app.publish("sse", "own")
     assert [event.data for event in stream.events(2)] == ["hi", "own"]
-    keys = [b"pushline:clock", b"pushline:s:sse", b"pushline:t:sse"]
-    assert sorted(valkey.cli("KEYS", "*")) == keys
+    report = f"pushline:n:{app.service.audience.worker}".encode()
+    keys = {b"pushline:clock", b"pushline:s:sse", b"pushline:t:sse", b"pushline:workers", report}
+    assert set(valkey.cli("KEYS", "*")) == keys
     stream.close()
 
 
