@@ -131,6 +131,13 @@ def test_bad_limits_are_named(app: Application, path: str, query: str) -> None:
     assert check_problem(response, 400, "bad_parameter")["fix"]
 
 
+def test_no_user_has_so_long_a_name(app: Application) -> None:
+    """A place in a list that can't be one is the client's mistake."""
+    for letters, status in ((256, 200), (257, 400)):
+        response = app.client.get(f"/channels/public.a/presence?after={'x' * letters}")
+        assert response.status_code == status
+
+
 def test_a_lost_redis_is_said(make: Make, own_valkey: Valkey) -> None:
     """No number is made up."""
     app = make(own_valkey.url, presence_channels=("*",))

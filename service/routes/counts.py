@@ -10,6 +10,7 @@ from flask import Blueprint, Response, request
 from service.audience import Audience
 from service.channels import check_channel
 from service.errors import BadParameter, NoSuchPage
+from service.grants import MAX_USER_LETTERS
 from service.presence import Presence, companion, info_of
 from service.redis_store import RedisStore
 from service.routes.answers import json_answer
@@ -87,7 +88,7 @@ def _facts(store: RedisStore, counted: list[tuple[str, int]]) -> list[dict[str, 
 
 
 def _attendance(store: RedisStore, presence: Presence, channel: str) -> dict[str, Any]:
-    limit, after = _limit(), request.args.get(AFTER, "")
+    limit, after = _limit(), _after()
     # Before the users are read: what changes from then on is told after this id.
     clock = store.clock()
     users, total, anonymous = presence.attendance(channel, after, limit + 1)
@@ -102,6 +103,14 @@ def _attendance(store: RedisStore, presence: Presence, channel: str) -> dict[str
         "last_id": str(clock),
         "next": shown[-1].user if len(users) > limit else None,
     }
+
+
+def _after() -> str:
+    user = request.args.get(AFTER, "")
+    if len(user) > MAX_USER_LETTERS:
+        fix = f"Users have at most {MAX_USER_LETTERS} letters"
+        raise BadParameter(f"{AFTER} is too long", fix=fix)
+    return user
 
 
 def _limit() -> int:
