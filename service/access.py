@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.authorizer import Authorizer
@@ -82,7 +82,37 @@ class Access:
         Nobody else is asked about `$sys`. Raises as `publisher` does, and NotGranted when a channel
         is not covered.
         """
+        return self._covering(self._shown(shown), shown, channels)
+
+    def reader(self, shown: Credentials, channels: Sequence[str]) -> Grant:
+        """The grant to read the numbers of `channels`: to stream or publish to all of them, or
+        to administrate. Raises as `subscriber` does.
+        """
+        grant = self._reading(shown)
+        if grant.admin or all(map(grant.may_publish, channels)):
+            return grant
+        return self._covering(grant, shown, channels)
+
+    def lister(self, shown: Credentials) -> Callable[[str], bool]:
+        """Which channels may be listed: those of which `reader` would let the numbers be read.
+
+        Nobody is asked. Raises as `publisher` does, also when nothing could be listed.
+        """
+        grant = self._reading(shown)
+        if grant.admin:
+            return lambda _: True
+        if grant == NOBODY and not self._public:
+            raise Unauthorized("no channel is public")
+        return lambda channel: grant.may_publish(channel) or self._is_open(channel, grant)
+
+    def _reading(self, shown: Credentials) -> Grant:
+        """The grant of what is shown; in local mode everybody administrates."""
         grant = self._shown(shown)
+        if grant == NOBODY and self._anybody is not None and self._anybody.admin:
+            return self._anybody
+        return grant
+
+    def _covering(self, grant: Grant, shown: Credentials, channels: Sequence[str]) -> Grant:
         wanted = [one for one in channels if not self._is_open(one, grant)]
         asks = SYS not in channels and (wanted or grant == NOBODY)
         if self._authorizer is not None and asks:

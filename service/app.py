@@ -7,6 +7,7 @@ from gevent import monkey
 
 from service.errors import ConfigError
 from service.routes.channels import channel_routes
+from service.routes.counts import count_routes
 from service.routes.front import Front
 from service.routes.gate import Gate
 from service.routes.headers import harden
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         publish_routes(gate, service.uploads, settings.max_event_bytes),
         upload_routes(service.uploads, gate),
         channel_routes(service.store, gate),
+        count_routes(service.store, service.audience, service.presence, gate),
         ticket_routes(gate, settings.max_channels_per_stream),
         streams_routes(gate, service.close_streams),
         status_routes(service.hub, service.broker),

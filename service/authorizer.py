@@ -223,7 +223,7 @@ def _read_grant(body: bytes) -> Grant:
         raise ValueError("not an object")
     user, seconds = said.get("user"), said.get("expires_in")
     claims = {
-        "pushline": {"subscribe": said.get("channels")},
+        "pushline": {"subscribe": said.get("channels"), "info": said.get("info")},
         "sub": "" if user is None else user,
         "exp": None if seconds is None else time.time() + _checked_seconds(seconds),
     }

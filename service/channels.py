@@ -18,9 +18,14 @@ SYS = "$sys"
 _NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 
+def is_channel(name: str) -> bool:
+    """Whether all of `name` is a channel name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_channel(name: str) -> str:
     """Return `name`; raises BadChannel unless all of it is a channel name."""
-    if not _NAME.fullmatch(name):
+    if not is_channel(name):
         raise BadChannel(f"{name[:140]!r} is not a channel name")
     return name
 
@@ -115,6 +120,28 @@ class RedisNames:
     def closing(self, user: str) -> str:
         """The key of the last command that has closed the streams of `user`."""
         return self._key("closing:" + _hashed(user))
+
+    @property
+    def workers(self) -> str:
+        """The key of the workers that have reports, or hold users."""
+        return self._key("workers")
+
+    def report(self, worker: str) -> str:
+        """The key of a worker's streams by channel."""
+        return self._key("n:" + worker)
+
+    def present(self, channel: str) -> str:
+        """The key of the users of a channel."""
+        return self._key("p:" + channel)
+
+    def held(self, worker: str) -> str:
+        """The key of the users that a worker has streams of."""
+        return self._key("held:" + worker)
+
+    @property
+    def changing(self) -> str:
+        """The key of the users who have come or may have left."""
+        return self._key("changing")
 
     def _key(self, name: str) -> str:
         # Keys keep a prefix even where pub/sub channels have none.

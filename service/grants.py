@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,9 @@ MAX_PATTERNS = 1000
 MAX_USER_LETTERS = 256
 """Longest user."""
 
+MAX_INFO_BYTES = 1024
+"""Longest `info` about a user, as JSON in UTF-8: every list of users has it."""
+
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, line separators and halves of surrogate pairs: no user has them."""
 
@@ -32,7 +36,8 @@ class Grant:
     `user` is whose streams count together. `credential` names the credential itself, without giving
     it away; both are empty where nobody has said who it is. `payer` is whose publishes count
     together. `expires_at` is in seconds since 1970. `as_of` is an id that Redis's clock had already
-    reached when this was granted, where closing the user's streams is to end it too.
+    reached when this was granted, where closing the user's streams is to end it too. `info` is JSON
+    for those who may see who is on a channel, or empty.
     """
 
     publish: tuple[str, ...] = ()
@@ -43,6 +48,7 @@ class Grant:
     expires_at: float | None = None
     payer: str = field(default="", compare=False)
     as_of: EventId | None = field(default=None, compare=False)
+    info: str = field(default="", compare=False)
 
     def may_publish(self, channel: str) -> bool:
         """Whether `channel` may be published to."""
@@ -80,6 +86,7 @@ class Grant:
             admin=admin,
             user=subject,
             expires_at=_moment(expires_at),
+            info=_info(said.get("info")),
         )
 
 
@@ -92,6 +99,15 @@ def check_subject(user: str) -> None:
     """Raise ValueError for a user that is too long, or unfit for logs."""
     if len(user) > MAX_USER_LETTERS or _UNFIT.search(user):
         raise ValueError("its sub is too long, or has control characters")
+
+
+def _info(said: Any) -> str:
+    if said is None:
+        return ""
+    text = json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if len(text.encode()) > MAX_INFO_BYTES:
+        raise ValueError(f"info has over {MAX_INFO_BYTES} bytes")
+    return text
 
 
 def _moment(said: Any) -> float | None:

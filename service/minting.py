@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from service.access_settings import AccessSettings
 from service.durations import seconds_of
 from service.errors import ConfigError
-from service.grants import check_subject
+from service.grants import MAX_INFO_BYTES, Grant, check_subject
 from service.setting_rules import ALGORITHMS, channel_pattern
 from service.token_keys import TokenKey
 from service.tokens import MAX_TOKEN_CHARACTERS
@@ -27,7 +28,7 @@ from service.tokens import MAX_TOKEN_CHARACTERS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a token is to say. `lifetime` is a number and s, m, h or d.
+    """What a token is to say. `lifetime` is a number and s, m, h or d, `info` JSON.
 
     `audience` and `issuer` are those of the settings unless given; `algorithm` fits the key.
     """
@@ -37,6 +38,7 @@ class Order:
     subscribe: Sequence[str] = ()
     admin: bool = False
     user: str = ""
+    info: str | None = None
     audience: str | None = None
     issuer: str | None = None
     private_key: Path | None = None
@@ -63,7 +65,9 @@ def _claims(order: Order, settings: AccessSettings) -> dict[str, Any]:
     grant = {name: [*map(_checked_pattern, said)] for name, said in grant.items() if said}
     if order.admin:
         grant["admin"] = True
-    if not grant:
+    if order.info is not None:
+        grant["info"] = _checked_info(order.info)
+    if not grant.keys() - {"info"}:
         raise ConfigError("the token would allow nothing: add --publish, --subscribe or --admin")
     try:
         check_subject(order.user)
@@ -86,6 +90,17 @@ def _checked_pattern(text: str) -> str:
         raise ConfigError(
             f"{text!r} can't be granted: a channel is 1 to 128 of A-Z a-z 0-9 _ . : - and *"
         ) from None
+
+
+def _checked_info(text: str) -> Any:
+    try:
+        info = json.loads(text)
+        Grant.of_claims({"pushline": {"info": info}})
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"--info can't be used: it takes JSON of at most {MAX_INFO_BYTES} bytes"
+        ) from None
+    return info
 
 
 def _seconds(lifetime: str) -> int:

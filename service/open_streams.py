@@ -37,11 +37,19 @@ class OpenStreams:
         expired: Callable[[Subscriber], None],
         redis_seconds_at: Callable[[float], float],
         counts: Counts | None = None,
+        *,
+        opened: Callable[[Subscriber, str], None] = lambda *_: None,
+        closed: Callable[[Subscriber], None] = lambda _: None,
     ) -> None:
-        """`redis_seconds_at` tells what Redis's clock has shown at a monotonic moment, or less."""
+        """`redis_seconds_at` tells what Redis's clock has shown at a monotonic moment, or less.
+
+        `opened` and `closed` are told of each stream once; the former of its user's `info` too.
+        """
         self._expired = expired
         self._redis_seconds_at = redis_seconds_at
         self._counts = counts or Counts()
+        self._told_opened = opened
+        self._told_closed = closed
         self.worker = secrets.token_hex(4)
         self._opened = 0
         self._streams: dict[Subscriber, float] = {}
@@ -60,8 +68,8 @@ class OpenStreams:
         """The name of a stream, which no other one of any worker has."""
         return f"{self.worker}-{number}"
 
-    def add(self, subscriber: Subscriber) -> None:
-        """A stream has opened."""
+    def add(self, subscriber: Subscriber, info: str = "") -> None:
+        """A stream has opened, whose user has shown `info`."""
         self._counts.opened += 1
         log_opened(
             address=subscriber.address,
@@ -71,6 +79,7 @@ class OpenStreams:
             request_id=subscriber.request_id,
         )
         self._streams[subscriber] = self._redis_seconds_at(subscriber.opened_at)
+        self._told_opened(subscriber, info)
         if subscriber.expires_at is not None:
             second = math.ceil(subscriber.expires_at)
             self._by_second.setdefault(second, set()).add(subscriber)
@@ -79,7 +88,8 @@ class OpenStreams:
         """A stream has ended."""
         if subscriber.ending is not None:
             self._counts.closed[subscriber.ending.value] += 1
-        self._streams.pop(subscriber, None)
+        if self._streams.pop(subscriber, None) is not None:
+            self._told_closed(subscriber)
         if subscriber.expires_at is not None:
             second = math.ceil(subscriber.expires_at)
             others = self._by_second.get(second, set())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import chain
+from typing import Any
 
 from service.channels import RedisNames
 from service.errors import RedisError
@@ -32,7 +33,7 @@ TIME: Command = ("TIME",)
 
 SCRIPTS = {
     name: files("service").joinpath(f"{name}.lua").read_bytes()
-    for name in ("publish", "init", "sync", "forget")
+    for name in ("publish", "init", "sync", "forget", "presence")
 }
 
 
@@ -157,6 +158,10 @@ class RedisStore:
         )
         return [[frame_of(*one) for one in reply] for reply in replies]
 
+    def sizes(self, channels: Sequence[str]) -> list[int]:
+        """How many events each channel's history holds."""
+        return self._read([("XLEN", self._names.history(one)) for one in channels])
+
     def forget(self, channel: str) -> bool:
         """Remove a channel's history and end (forget.lua); False if there was nothing."""
         names = self._names
@@ -198,6 +203,11 @@ class RedisStore:
 
     # -- connections ---------------------------------------------------------------------------
 
+    @property
+    def pool(self) -> RedisPool:
+        """The connections, for what else a worker keeps in Redis."""
+        return self._pool
+
     def answers(self) -> bool:
         """Whether Redis answers a PING, or at least keeps all connections busy."""
         return self._pool.answers()
@@ -210,8 +220,8 @@ class RedisStore:
         """Close all connections."""
         self._pool.close()
 
-    def _read(self, commands: Sequence[Command]) -> list[list[bytes]]:
-        replies: list[list[bytes]] = []
+    def _read(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = []
         for start in range(0, len(commands), CHANNELS_PER_READ):
             replies += checked(self._pool.run(commands[start : start + CHANNELS_PER_READ]))
         return replies

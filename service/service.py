@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -12,12 +13,13 @@ import gevent
 from service import sockets
 from service.access import Access
 from service.addresses import StreamLimits
+from service.audience import Audience
 from service.authorizer import Authorizer
 from service.broker import FOLLOW_SECONDS, Broker
 from service.channels import RedisNames
 from service.control import CONTROL, Close
 from service.encoding import Encodings
-from service.errors import ConfigError
+from service.errors import ConfigError, RedisError
 from service.frame import Frame
 from service.grants import Grant
 from service.hub import Hub
@@ -26,6 +28,8 @@ from service.keys import PublishKeys
 from service.logs import log_request
 from service.observation import gauges, new_counts, observed
 from service.open_streams import OpenStreams
+from service.presence import Presence
+from service.presence_store import PresenceStore
 from service.publishing import Publishing
 from service.rates import RateLimit
 from service.receiver import Receiver
@@ -40,6 +44,7 @@ from service.routes.uploads import Uploads
 from service.settings import Settings
 from service.snapshot import Snapshots
 from service.sse import encode_end, encode_retry
+from service.stream_reports import StreamReports
 from service.subscriber import Ending, Subscriber
 from service.system import SystemChannel
 from service.tickets import Tickets
@@ -78,15 +83,14 @@ class Service:
         )
         self.store = make_store(connections=settings.redis_pool)
         self.follower_store = make_store(connections=1)
-        connect = functools.partial(
-            RedisLink,
-            RedisAddress.parse(settings.redis_url),
-            names,
-            tls_verify=settings.redis_tls_verify,
-        )
         self.broker = Broker(
             self.store,
-            connect,
+            functools.partial(
+                RedisLink,
+                RedisAddress.parse(settings.redis_url),
+                names,
+                tls_verify=settings.redis_tls_verify,
+            ),
             recent,
             rules.tail_seconds,
             Receiver(self.hub.deliver, self.hub.advance, self.hub.reset),
@@ -113,10 +117,26 @@ class Service:
         )
         # In local mode all streams come from one address: this machine's.
         per_address = 0 if settings.local else settings.max_connections_per_ip
-        per_user = settings.max_connections_per_user
-        self.limits = StreamLimits(settings.max_connections, per_address, per_user)
+        self.limits = StreamLimits(
+            settings.max_connections, per_address, settings.max_connections_per_user
+        )
         self.connects = RateLimit(0 if settings.local else settings.max_connects_per_second_per_ip)
-        self.streams = OpenStreams(self._expire, self.follower_store.seconds_at, counts)
+        reports = StreamReports(self.store.pool, names)
+        self.audience = Audience(reports)
+        self.presence = Presence(
+            PresenceStore(self.store.pool, names, settings.presence_grace_seconds),
+            reports,
+            self.audience,
+            self.broker.publish,
+            settings.presence_channels,
+        )
+        self.streams = OpenStreams(
+            self._expire,
+            self.follower_store.seconds_at,
+            counts,
+            opened=self._opened,
+            closed=self._closed,
+        )
         self.metrics = observed(settings, counts, self.hub, self.broker, self.streams)
         self.snapshots = Snapshots(self.streams.worker, counts, settings.max_connections)
         self.system = SystemChannel(self.store, self.broker, self.hub, self._snapshot)
@@ -141,6 +161,16 @@ class Service:
             self.broker.followed(),
             draining=self.hub.draining,
         )
+
+    def _opened(self, subscriber: Subscriber, info: str) -> None:
+        channels = subscriber.selection.channels
+        self.audience.opened(channels)
+        self.presence.opened(channels, subscriber.user, info)
+
+    def _closed(self, subscriber: Subscriber) -> None:
+        channels = subscriber.selection.channels
+        self.audience.closed(channels)
+        self.presence.closed(channels, subscriber.user)
 
     def ended(self, subscriber: Subscriber) -> None:
         """Give back what an ended stream took, and log it."""
@@ -191,7 +221,7 @@ class Service:
         if self._greenlets:
             return
         bodies = [self.broker.run, self.hub.run, self.hub.fan_out.run, self.streams.run]
-        bodies += [self.metrics.run, self.system.run]
+        bodies += [self.metrics.run, self.system.run, self.audience.run, self.presence.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]
@@ -214,6 +244,9 @@ class Service:
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.metrics.flush()
+        with contextlib.suppress(RedisError):
+            self.presence.withdraw()
+            self.audience.withdraw()
         self.store.close()
         self.follower_store.close()
 

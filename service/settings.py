@@ -14,6 +14,7 @@ from service.access_settings import AccessSettings
 from service.errors import ConfigError
 from service.setting_fields import read, setting
 from service.setting_rules import (
+    channel_pattern,
     checked_redis_url,
     cors_origin,
     history_rule,
@@ -132,8 +133,8 @@ class Settings(AccessSettings):
         "MAX_CONNECTS_PER_SECOND_PER_IP",
         20,
         whole(0, 1_000_000),
-        "streams, tickets and histories that one address may ask for a second, twice that at once;"
-        " 0: no limit",
+        "streams, tickets, histories and counts that one address may ask for a second, twice that"
+        " at once; 0: no limit",
     )
     max_publishes_per_second: int = setting(
         "MAX_PUBLISHES_PER_SECOND",
@@ -164,6 +165,18 @@ class Settings(AccessSettings):
     )
     drain_seconds: float = setting(
         "DRAIN_SECONDS", 10.0, number(0, 600), "over how long a stopping worker ends its streams"
+    )
+    presence_channels: tuple[str, ...] = setting(
+        "PRESENCE_CHANNELS",
+        (),
+        listed(channel_pattern, "channel names; * in them stands for anything"),
+        "channels of which it is told who is there",
+    )
+    presence_grace_seconds: float = setting(
+        "PRESENCE_GRACE_SECONDS",
+        5.0,
+        number(0.5, 300),
+        "how long somebody without a stream is still there",
     )
     cors_origins: tuple[str, ...] = setting(
         "CORS_ORIGINS",

@@ -123,6 +123,10 @@ def routes() -> Iterator[Route]:
     yield Route("HEAD", "/stream", "stream", 200, "channel={c}")
     yield Route("GET", f"{CHANNEL}/events", "stream", 200)
     yield Route("HEAD", f"{CHANNEL}/events", "stream", 200)
+    for method in ("GET", "HEAD"):
+        yield Route(method, CHANNEL, "count", 200)
+        yield Route(method, f"{CHANNEL}/presence", "count", 200)
+        yield Route(method, "/channels", "list", 200)
     yield Route("POST", "/tickets", "ticket", 200, "channel={c}")
     for method in ("POST", "PUT"):
         yield Route(method, CHANNEL, "publish", 200, body="x", strict=True)
@@ -139,8 +143,8 @@ def routes() -> Iterator[Route]:
     for method in ("GET", "HEAD"):
         yield Route(method, METRICS, "admin", 200)
     yield Route("OPTIONS", METRICS, "none", 200)
-    own = ("/stream", "/publish", "/tickets", "/streams", CHANNEL)
-    for rule in (*own, f"{CHANNEL}/end", f"{CHANNEL}/events"):
+    own = ("/stream", "/publish", "/tickets", "/streams", "/channels", CHANNEL)
+    for rule in (*own, f"{CHANNEL}/end", f"{CHANNEL}/events", f"{CHANNEL}/presence"):
         yield Route("OPTIONS", rule, "none", 204)
     for rule in ("/", "/dashboard", "/static/<path:name>", "/livez", "/readyz", "/openapi.json"):
         for method in ("GET", "HEAD", "OPTIONS"):
@@ -156,7 +160,7 @@ def expected(mode: Mode, shown: Shown, route: Route, channel: str) -> tuple[int,
         return route.status, ""
     if route.right == "ticket" and shown.place == "ticket":
         return 400, "bad_parameter"
-    asked = mode.asks and route.right in ("stream", "ticket")
+    asked = mode.asks and route.right in ("stream", "ticket", "count", "list")
     code = (refusal_after_asking if asked else refusal)(mode, shown, route, channel)
     if code:
         return REFUSALS.get(code, 401), code
@@ -172,7 +176,7 @@ def refusal(mode: Mode, shown: Shown, route: Route, channel: str) -> str:
     if shown.fault:
         return shown.fault
     allowed = may(shown, route, channel)
-    if route.right in ("stream", "ticket"):
+    if route.right in ("stream", "ticket", "count"):
         allowed = allowed or channel in mode.subscribe
     return "" if allowed else "not_granted"
 
@@ -182,9 +186,11 @@ def refusal_after_asking(mode: Mode, shown: Shown, route: Route, channel: str) -
 
     What is shown may be meant for the application, unless it was good and has expired.
     """
-    if shown.fault in ("expired_credential", "cannot_authorize"):
+    if shown.fault == "expired_credential":
         return shown.fault
-    if channel in mode.subscribe | shown.subscribe:
+    if shown.fault == "cannot_authorize" and route.right != "list":
+        return shown.fault
+    if channel in mode.subscribe or route.right == "list" or may(shown, route, channel):
         return ""
     if shown.place == "session":
         return shown.fault or "not_granted"
@@ -197,7 +203,7 @@ def counts(mode: Mode, shown: Shown, route: Route) -> bool:
     Without any credentials headers and cookies are somebody else's. Tickets always count.
     """
     if shown.place == "ticket":
-        return route.right == "stream"
+        return route.right in ("stream", "count", "list")
     if shown.place in ("cookie", "session") and route.right in ("publish", "admin"):
         return False
     if shown.place == "session":
@@ -209,6 +215,11 @@ def may(whose: Mode | Shown, route: Route, channel: str) -> bool:
     """Whether somebody's rights cover a route and a channel."""
     if route.right == "admin":
         return whose.admin
+    if route.right == "list":
+        return True
+    if route.right == "count":  # that anybody may publish is no reason to tell anybody
+        publish = whose.publish if isinstance(whose, Shown) else NONE
+        return whose.admin or channel in whose.subscribe | publish
     return channel in (whose.publish if route.right == "publish" else whose.subscribe)
 
 
@@ -231,13 +242,14 @@ def refuses_foreign_pages(mode: Mode, shown: Shown, route: Route) -> bool:
     if route.method == "OPTIONS":
         return route.rule in ("/publish", "/tickets", "/streams", CHANNEL)
     return route.method in ("POST", "PUT", "DELETE") or (
-        route.right == "stream" and is_sent_unasked(mode, shown)
+        route.right in ("stream", "count", "list") and is_sent_unasked(mode, shown)
     )
 
 
 def refuses_embedding(mode: Mode, shown: Shown, route: Route) -> bool:
     """The same for a page of another site that embeds something, which tells no origin."""
-    return route.right in ("stream", "ticket") and is_sent_unasked(mode, shown)
+    asks_for = ("stream", "ticket", "count", "list")
+    return route.right in asks_for and is_sent_unasked(mode, shown)
 
 
 def tells_pages(route: Route) -> bool:

@@ -87,7 +87,7 @@ def requests(application: Application, valkey: Valkey) -> dict[str, Request]:
     """How each kind of credential of the model is shown."""
     both: dict[str, Any] = {"publish": MINE, "subscribe": MINE}
     tickets = application.service.access.tickets
-    scope = ["mine.a", "open.mine.a"]
+    scope = [f"{one}{more}" for one in ("mine.a", "open.mine.a") for more in ("", ":presence")]
     ticket, old = (tickets.issue(Grant(admin=True, publish=("*",)), scope) for _ in range(2))
     valkey.cli("DEL", f"pushline:ticket:{old}")
     basic = base64.b64encode(f"ana:{KEY}".encode()).decode()
@@ -148,6 +148,7 @@ def running(valkey: Valkey, mode: str) -> Iterator[Application]:
             "public_channels": ("open.*",),
             "cors_origins": (LISTED,),
             "metrics_token": METRICS_TOKEN,
+            "presence_channels": ("*",),
             **SETTINGS[mode],
         }
         made = make(**values)

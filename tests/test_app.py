@@ -406,7 +406,7 @@ def test_cors_headers_of_an_open_stream(app: Application) -> None:
     [
         ("/stream", {"GET", "HEAD", "OPTIONS"}),
         ("/publish", {"POST", "PUT", "OPTIONS"}),
-        ("/channels/a", {"DELETE", "POST", "PUT", "OPTIONS"}),
+        ("/channels/a", {"DELETE", "GET", "HEAD", "POST", "PUT", "OPTIONS"}),
         ("/channels/a/end", {"POST", "OPTIONS"}),
         ("/channels/a/events", {"GET", "HEAD", "OPTIONS"}),
     ],
@@ -489,8 +489,9 @@ def test_an_empty_prefix_shares_channels_with_flask_sse(make: Make, valkey: Valk
     valkey.cli("PUBLISH", "sse", '{"data": "hi"}')
     app.publish("sse", "own")
     assert [event.data for event in stream.events(2)] == ["hi", "own"]
-    keys = [b"pushline:clock", b"pushline:s:sse", b"pushline:t:sse"]
-    assert sorted(valkey.cli("KEYS", "*")) == keys
+    report = f"pushline:n:{app.service.audience.worker}".encode()
+    keys = {b"pushline:clock", b"pushline:s:sse", b"pushline:t:sse", b"pushline:workers", report}
+    assert set(valkey.cli("KEYS", "*")) == keys
     stream.close()
 
 
@@ -714,7 +715,7 @@ def test_readiness(app: Application) -> None:
     [
         ("POST", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("GET", "/publish", {"POST", "PUT", "OPTIONS"}),
-        ("GET", "/channels/a", {"DELETE", "POST", "PUT", "OPTIONS"}),
+        ("PATCH", "/channels/a", {"DELETE", "GET", "HEAD", "POST", "PUT", "OPTIONS"}),
         ("GET", "/channels/a/end", {"POST", "OPTIONS"}),
         ("DELETE", "/stream", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/", {"GET", "HEAD", "OPTIONS"}),

@@ -16,6 +16,7 @@ def describe(token: argparse.ArgumentParser) -> None:
         token.add_argument(name, action="append", default=[], metavar="PATTERN", help=what)
     token.add_argument("--admin", action="store_true", help="the right to administrate")
     token.add_argument("--user", default="", metavar="ID", help="whose token it is (sub)")
+    token.add_argument("--info", metavar="JSON", help="what lists of users say of the user")
     token.add_argument("--expires", default="1h", help="30s, 15m, 1h or 7d from now (1h)")
     token.add_argument("--audience", help="its aud (JWT_AUDIENCE)")
     token.add_argument("--issuer", help="its iss (JWT_ISSUER)")
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         subscribe=args.subscribe,
         admin=args.admin,
         user=args.user,
+        info=args.info,
         audience=args.audience,
         issuer=args.issuer,
         private_key=args.private_key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from werkzeug.wrappers import Request
 
@@ -81,6 +81,18 @@ class Gate:
 
     def subscriber(self, request: Request, channels: Sequence[str]) -> Grant:
         """The grant to stream all of `channels`, which each address may ask for so often."""
+        return self.access.subscriber(self._admitted(request), channels)
+
+    def reader(self, request: Request, channel: str) -> Grant:
+        """The grant to read the numbers of `channel`, which each address may ask for so often."""
+        return self.access.reader(self._admitted(request), [channel])
+
+    def lister(self, request: Request) -> Callable[[str], bool]:
+        """Which channels `request` may see listed; each address may ask for that so often."""
+        return self.access.lister(self._admitted(request))
+
+    def _admitted(self, request: Request) -> Credentials:
+        """What `request` shows, unless its address asks too often, or another site's page asks."""
         address = self.address(request)
         wait = self._connects.take(address_key(address)) if address else 0.0
         if wait:
@@ -90,7 +102,7 @@ class Gate:
         shown = self._shown(request)
         if shown.by_cookie or self.access.asks_by_cookie(shown):
             self.origins.check_page(request)  # a cookie says nothing of which page has asked
-        return self.access.subscriber(shown, channels)
+        return shown
 
     def _shown(self, request: Request) -> Credentials:
         return Credentials(

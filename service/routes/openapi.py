@@ -9,6 +9,7 @@ from flask import Blueprint, Response, request
 
 from service.routes.fixed import FixedAnswer
 from service.routes.openapi_answers import problem_schema, problems, told
+from service.routes.openapi_counts import count_operations, count_schemas
 from service.routes.openapi_facts import Facts, security_schemes
 from service.routes.openapi_operations import Operation, operations
 from service.routes.openapi_schemas import Schema, schemas
@@ -41,7 +42,7 @@ def openapi_routes(document: Schema) -> Blueprint:
 def document(facts: Facts) -> Schema:
     """The whole interface."""
     paths: dict[str, Schema] = {}
-    for one in operations(facts):
+    for one in (*operations(facts), *count_operations(facts)):
         method, _, path = one.route.partition(" ")
         at = paths.setdefault(path, {})
         at[method.lower()] = _operation(one)
@@ -52,7 +53,11 @@ def document(facts: Facts) -> Schema:
         "info": {"title": "Pushline", "version": VERSION, "description": DESCRIPTION},
         "paths": paths,
         "components": {
-            "schemas": {**schemas(facts.max_event_bytes), "Problem": problem_schema()},
+            "schemas": {
+                **schemas(facts.max_event_bytes),
+                **count_schemas(),
+                "Problem": problem_schema(),
+            },
             "responses": dict(problems()),
             "securitySchemes": security_schemes(facts.cookie_name),
         },

@@ -45,7 +45,7 @@ def publish_routes(gate: Gate, uploads: Uploads, max_event_bytes: int) -> Bluepr
     @routes.route("/channels/<channel>", methods=["OPTIONS"])
     def preflight_channel(channel: str) -> Response:
         """The same for a channel, which routes/channels.py can forget."""
-        return origins.preflight(request, "DELETE, OPTIONS, POST, PUT")
+        return origins.preflight(request, "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
     return routes
 

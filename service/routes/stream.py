@@ -226,7 +226,7 @@ class StreamOpener:
         environ[HANDED_OVER] = True
         encoding = self._encodings.of(gzip=wanted.gzip, chunked=chunked)
         subscriber = _subscriber(self._sockets, fd, wanted, number, encoding)
-        self._streams.add(subscriber)
+        self._streams.add(subscriber, wanted.grant.info)
         try:
             self._sockets.watch(subscriber)
         except OSError:
@@ -240,7 +240,7 @@ class StreamOpener:
         outlet = self._iterator()
         encoding = self._encodings.of(gzip=wanted.gzip, chunked=False)  # the server makes chunks
         subscriber = _subscriber(outlet, OPEN, wanted, number, encoding)
-        self._streams.add(subscriber)
+        self._streams.add(subscriber, wanted.grant.info)
         subscriber.send(encoding.start(opening))
         response = Response(outlet.pieces(subscriber), headers=dict(headers))
         # A server that never starts the iterator still closes the response.

@@ -55,6 +55,7 @@ def service(own_valkey: Valkey) -> Iterator[LiveService]:
         JWT_SECRET=SECRET,
         PUBLISH_OPEN=0,
         PUBLIC_CHANNELS="news",
+        PRESENCE_CHANNELS="*",
         MAX_CONNECTIONS_PER_USER=0,
         MAX_EVENT_BYTES=2000,
         MAX_CHANNELS_PER_STREAM=8,

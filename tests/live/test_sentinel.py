@@ -46,6 +46,18 @@ class Load(threading.Thread):
                 self.acknowledged.append(json.loads(body)["id"])
 
 
+def wait_back(service: LiveService) -> None:
+    """Wait until the service is ready again, and at most 5 s more until it counts its streams."""
+    until(lambda: service.get("/readyz")[0] == 200, 30, "the service is ready again")
+    until(lambda: counted(service) == STREAMS, 5, "the streams are counted again")
+
+
+def counted(service: LiveService) -> int | None:
+    """How many streams the service counts; None when it can't tell."""
+    streams: int | None = json.loads(service.get("/channels/numbers")[1]).get("streams")
+    return streams
+
+
 def test_a_failover_is_survived_and_told(failover: Failover) -> None:
     """When the master is killed, the service finds the new one by itself. Every open stream gets
     one `$reset` and then every event in order; no id is given out twice.
@@ -60,7 +72,7 @@ def test_a_failover_is_survived_and_told(failover: Failover) -> None:
         failover.first.kill()
         killed = time.monotonic()
         until(lambda: failover.master_port() != old, 30, "the Sentinels promote the replica")
-        until(lambda: service.get("/readyz")[0] == 200, 30, "the service is ready again")
+        wait_back(service)
         print(f"ready again {time.monotonic() - killed:.1f} s after the master was killed")
         before = len(load.acknowledged)
         until(lambda: len(load.acknowledged) > before + 100, 30, "events after the failover")
