@@ -67,7 +67,9 @@ def _typed(schema: Schema) -> str:
 
 def _one_type(name: str, schema: Schema) -> str:
     if name == "array":
-        return f"list of {_span(schema, 'minItems', 'maxItems')}{kind(schema['items'])}"
+        # The description tells what else it may be.
+        items = [one["items"] for one in (schema, *schema.get("anyOf", ())) if "items" in one]
+        return f"list of {_span(schema, 'minItems', 'maxItems')}{kind(items[0])}"
     if name in ("integer", "number"):
         return f"{name} {_span(schema, 'minimum', 'maximum')}".strip()
     if name == "string":
