@@ -26,7 +26,7 @@ COLLECT_SECONDS = 0.001
 """Others run after so much collecting; reading and parsing the same takes about twice as long."""
 
 BEATS = 64
-"""Heartbeats that are made before other greenlets may run."""
+"""Heartbeats, or ends, that are made before other greenlets may run."""
 
 TICK_SECONDS = 0.25
 """How often heartbeats, stalled streams and a drain are looked at."""
@@ -239,8 +239,10 @@ class Hub:
             return
         ends = [last_frame(channel, end) for end, channel in self._recent.lost_ends(channels)]
         farewell = b"".join(frame.data for frame in ends)
-        for subscriber in tuple(view.subscribers):
+        for number, subscriber in enumerate(tuple(view.subscribers), 1):
             subscriber.finish(Ending.CHANNEL_ENDED, farewell)
+            if number % BEATS == 0:
+                give_way()
 
     # -- drain ---------------------------------------------------------------------------------
 

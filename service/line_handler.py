@@ -28,9 +28,12 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self._later: Later | None = None
         self._held: list[logging.LogRecord] = []
 
-    def createLock(self) -> None:  # logging's name
-        """Have no lock: nothing here lets another greenlet run."""
-        self.lock = None
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record; without a lock, as nothing here lets another greenlet run."""
+        passed = bool(self.filter(record))
+        if passed:
+            self.emit(record)
+        return passed
 
     def hold(self, later: Later | None) -> None:
         """Let lines wait from now on, until `later` writes them; with None no more."""

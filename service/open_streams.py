@@ -12,8 +12,12 @@ import gevent
 from service.control import Close
 from service.counts import Counts
 from service.event import EventId
+from service.fan_out import give_way
 from service.logs import log_opened
 from service.subscriber import Subscriber
+
+ENDS = 64
+"""Streams that are ended before other greenlets may run."""
 
 TICK_SECONDS = 0.5
 """How often it is looked whose time is over."""
@@ -138,5 +142,7 @@ class OpenStreams:
     def end_expired(self, now: float) -> None:
         """End the streams whose time is over at `now`, in seconds since 1970."""
         for second in sorted(second for second in self._by_second if second <= now):
-            for subscriber in self._by_second.pop(second, ()):
+            for number, subscriber in enumerate(self._by_second.pop(second, ()), 1):
                 self._expired(subscriber)
+                if number % ENDS == 0:
+                    give_way()

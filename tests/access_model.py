@@ -146,7 +146,15 @@ def routes() -> Iterator[Route]:
     own = ("/stream", "/publish", "/tickets", "/streams", "/channels", CHANNEL)
     for rule in (*own, f"{CHANNEL}/end", f"{CHANNEL}/events", f"{CHANNEL}/presence"):
         yield Route("OPTIONS", rule, "none", 204)
-    for rule in ("/", "/dashboard", "/static/<path:name>", "/livez", "/readyz", "/openapi.json"):
+    for rule in (
+        "/",
+        "/dashboard",
+        "/docs",
+        "/static/<path:name>",
+        "/livez",
+        "/readyz",
+        "/openapi.json",
+    ):
         for method in ("GET", "HEAD", "OPTIONS"):
             yield Route(method, rule, "none", 200)
 

@@ -54,7 +54,7 @@ HISTORY = [("first", False), ("hidden", True), ("last", False)]
 
 STREAM = "GET /stream channel={c}&last_event_id=earliest"
 
-PAGES = ("/", "/dashboard", "/static/<path:name>")
+PAGES = ("/", "/dashboard", "/docs", "/static/<path:name>")
 """Routes of the pages, which may load their own files."""
 
 LISTED = "https://listed.example"

@@ -260,6 +260,7 @@ SIDEWAYS = frozenset(
         ("follower", "missed"),
         ("redis_store", "redis_pool"),
         ("redis_store", "publish_script"),
+        ("open_streams", "fan_out"),
         ("publish_script", "redis_replies"),
         ("group_commit", "publish_script"),
         ("redis_pool", "redis_replies"),

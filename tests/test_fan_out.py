@@ -24,7 +24,7 @@ from service.fan_out import (
     WAITING_BYTES,
     give_way,
 )
-from service.hub import Hub
+from service.hub import BEATS, Hub
 from service.reset import Loss
 from service.subscriber import Ending
 from tests.deliveries import deliver
@@ -259,6 +259,21 @@ def test_streams_end_with_the_channel_after_its_last_events(hub: Hub, clock: Clo
     deliver(hub, [("flood", frame(1))])
     assert [one.events for one in clients] == [["1", "2", "3"]] * len(clients)
     assert {one.subscriber.ending for one in clients} == {Ending.CHANNEL_ENDED}
+
+
+def test_the_end_of_many_streams_lets_others_run(
+    hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel of thousands that ends doesn't hold the worker up."""
+    turns: list[int] = []
+    hub._recent.begin("flood", FIRST_ID)
+    flooded(hub, clock, 4 * BEATS)
+    monkeypatch.setattr("service.hub.give_way", lambda: turns.append(hub.streams))
+    hub._recent.set_ended("flood", EventId(9, 0))
+    (view,) = hub.views.values()
+    view.heartbeat_at = 0.0
+    hub.beat(clock.now)
+    assert len(turns) >= 4
 
 
 def test_a_lost_end_is_told(hub: Hub, clock: Clock) -> None:

@@ -23,7 +23,7 @@ from service.redis_link import MARK
 from service.reset import Loss
 from tests.fault_proxy import FaultProxy
 from tests.live_server import until
-from tests.nodes import NAMES, Node, end, make_rules, make_store, publish
+from tests.nodes import NAMES, Node, end, followers, make_rules, make_store, publish
 from tests.valkey import Valkey
 
 Delivered = list[tuple[str, Frame]]
@@ -208,6 +208,7 @@ def test_a_gap_is_seen_with_the_next_event(node: Node, own_valkey: Valkey) -> No
     node.broker.sync()
     assert node.data == ["1"]
     node.link.subscribe(["a"])
+    until(lambda: followers(own_valkey, "a") == 1, 3, "it is followed again")
     node.publish("a", "4")
     assert node.wait_data(4) == ["1", "2", "3", "4"]
     assert node.resets == []

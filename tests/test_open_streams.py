@@ -12,7 +12,7 @@ import pytest
 import service.open_streams
 from service.control import Close
 from service.event import EventId
-from service.open_streams import LATE_SECONDS, SKEW_SECONDS, OpenStreams
+from service.open_streams import ENDS, LATE_SECONDS, SKEW_SECONDS, OpenStreams
 from service.subscriber import Ending, Subscriber
 from service.view import Selection
 from tests.encodings import PLAIN
@@ -108,12 +108,15 @@ def test_a_pause_ends_all_that_came_due(ender: Ender) -> None:
     assert ender.expired == [streams[1], streams[2], streams[0]]
 
 
-def test_many_streams_of_one_second(ender: Ender) -> None:
-    """All streams of a second end together; those of the next one stay."""
+def test_many_streams_of_one_second(ender: Ender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All streams of a second end, while others run; those of the next one stay."""
+    turns: list[int] = []
+    monkeypatch.setattr("service.open_streams.give_way", lambda: turns.append(1))
     streams = {ender.open(NOON - number / 5000) for number in range(4000)}
     stays = ender.open(NOON + 0.0001)
     ender.streams.end_expired(NOON)
     assert len(ender.expired) == 4000
+    assert len(turns) == 4000 // ENDS
     assert set(ender.expired) == streams
     assert len(ender.streams) == 1
     assert stays.ending is None
