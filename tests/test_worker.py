@@ -25,7 +25,7 @@ from service.control import CONTROL
 from service.service import Service
 from service.settings import Settings
 from service.sockets import HAND_OVER, HANDED_OVER
-from service.worker import PushlineWorker, with_hand_over
+from service.worker import NOTICE_SECONDS, PushlineWorker, with_hand_over
 from tests.live_server import until
 from tests.sse_client import End, SseClient, event_data
 from tests.valkey import Valkey
@@ -453,6 +453,24 @@ def test_idle_connections_do_not_hold_the_drain_up(
         assert time.monotonic() - started < 3.5
         for each in (sock, unused):
             assert each.recv(10) == b""
+
+
+def test_kept_connections_are_told(running: Running) -> None:
+    """From SIGTERM on each answer says that the connection ends, hot route or not, and for a second
+    connections without a request stay open: one that crosses a close would fail.
+    """
+    with connection(running.url) as (hot, _), connection(running.url) as (other, host):
+        assert b"keep-alive" in post(hot, "a", "x")
+        other.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert b"keep-alive" in other.recv(65_536)
+        running.worker.handle_exit(signal.SIGTERM, None)
+        gevent.sleep(NOTICE_SECONDS / 2)
+        assert b"Connection: close" in post(hot, "a", "y")
+        other.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert b"Connection: close" in other.recv(65_536)
+        for each in (hot, other):
+            assert each.recv(10) == b""
+    running.greenlet.get(timeout=4)
 
 
 def test_a_request_in_flight_is_finished(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
