@@ -32,10 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     trials = chosen_trials(options.tests)
     servers = chosen_servers(options.servers or (() if options.size == "full" else QUICK_SERVERS))
     folder = options.out or (RESULTS if is_whole(options) else TRIED)
-    before = earlier(folder) if options.add else Results()
+    before = earlier(folder) if options.add or options.more else Results()
+
+    merge = before.with_rounds_of if options.more else before.with_cells_of
 
     def keep(measured: Results) -> None:
-        write(before.with_cells_of(measured), folder)
+        write(merge(measured), folder)
 
     results = run(trials, servers, PLANS[options.size], options.rounds, keep)
     print((folder / PAGE).read_text())
@@ -50,7 +52,9 @@ def earlier(folder: Path) -> Results:
 
 def is_whole(options: argparse.Namespace) -> bool:
     """Whether a run may replace the published results."""
-    return (options.size == "full" and not (options.tests or options.servers)) or options.add
+    return (options.size == "full" and not (options.tests or options.servers)) or (
+        options.add or options.more
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--servers", nargs="*", default=(), metavar="SERVER", help=f"of {names}")
     made.add_argument("--rounds", type=int, default=0, help="how often (full: 3, quick: 1)")
     made.add_argument("--size", choices=PLANS, default="full", help="quick and tiny prove little")
-    made.add_argument("--add", action="store_true", help="keep the other results in the folder")
+    kept = made.add_mutually_exclusive_group()
+    kept.add_argument("--add", action="store_true", help="keep the other results in the folder")
+    kept.add_argument("--more", action="store_true", help="keep all of them; this is more rounds")
     made.add_argument(
         "--out", type=Path, help="folder (bench/results; for a part or a small run build/bench)"
     )

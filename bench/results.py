@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -95,6 +96,19 @@ class Results:
         kept = [one for one in self.samples if one.cell not in measured]
         troubles = [*self.troubles, *other.troubles]
         return Results(other.about, kept + other.samples, other.absent, troubles)
+
+    def with_rounds_of(self, other: Results) -> Results:
+        """These results, and those of `other` as later rounds of the same cells."""
+        past = max((one.round for one in self.samples), default=0)
+        later = [replace(one, round=one.round + past) for one in other.samples]
+        troubles = [*self.troubles, *other.troubles]
+        return Results(other.about, self.samples + later, other.absent, troubles)
+
+    @property
+    def rounds(self) -> str:
+        """How often the cells were measured, as a number or as two, from the least to the most."""
+        counts = Counter(one.cell for one in self.samples).values() or [0]
+        return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
     def write(self, path: Path) -> None:
         """Write everything as JSON."""

@@ -52,7 +52,7 @@ def run(
     again in that test.
     """
     rounds = rounds or plan.rounds
-    results = Results(about={**machine(), "rounds": str(rounds), "sizes": str(plan)})
+    results = Results(about={**machine(), "sizes": str(plan)})
     present = [server for server in servers if not _absent(server, results)]
     steps = [
         Step(trial, server, feed)

@@ -46,7 +46,7 @@ FEED_NAMES = {"http": "HTTP", "redis": "Redis", "lines": "lines"}
 
 def markdown(results: Results) -> str:
     """Everything that was measured, as a page."""
-    rounds = results.about.get("rounds", "1")
+    rounds = results.rounds
     lines = ["# Results", "", f"{results.about.get('machine')}; {results.about.get('system')}."]
     lines += [f"Medians of {rounds} round{'s' * (rounds != '1')}, ranges in brackets.", ""]
     lines += target_table(outcomes(results))

@@ -72,6 +72,17 @@ def test_a_part_replaces_its_cells() -> None:
     assert after.by_round(LIMIT, "cpu") == {1: 5}
 
 
+def test_more_rounds() -> None:
+    """They count on after those that were there, so that ratios stay within a round."""
+    before = results((OURS, 1, {"cpu": 1}), (LIMIT, 1, {"cpu": 5}))
+    assert before.rounds == "1"
+    after = before.with_rounds_of(results((OURS, 1, {"cpu": 2})))
+    assert after.by_round(OURS, "cpu") == {1: 1, 2: 2}
+    assert after.by_round(LIMIT, "cpu") == {1: 5}
+    assert after.rounds == "1 to 2"
+    assert Results().rounds == "0"
+
+
 @pytest.mark.parametrize(
     ("sign", "bound", "met"),
     [("<=", 2.0, True), ("<=", 1.99, False), (">=", 2.0, True), (">=", 2.01, False), ("", 0, None)],
