@@ -19,8 +19,6 @@ from service.settings import process_environ
 CHANNEL = "/channels/"
 STREAM = "/stream"
 
-_MOUNTED = "SCRIPT_NAME" in process_environ()
-
 
 class Answer(NamedTuple):
     """A whole answer: its status such as `200 OK`, its headers and its body."""
@@ -53,7 +51,8 @@ def environ_of(request: Any, address: Any) -> dict[str, Any] | None:
         or "%" in request.path
         or request._expected_100_continue
         or request.proxy_protocol_info
-        or _MOUNTED
+        or isinstance(address, bytes)
+        or _is_mounted()
     ):
         return None
     environ: dict[str, Any] = {
@@ -76,6 +75,12 @@ def environ_of(request: Any, address: Any) -> dict[str, Any] | None:
         if "HTTP_" + name in environ:
             environ[name] = environ.pop("HTTP_" + name)
     return environ if "HTTP_HOST" in environ else None
+
+
+@functools.cache
+def _is_mounted() -> bool:
+    """Whether gunicorn takes the beginning of each path away."""
+    return "SCRIPT_NAME" in process_environ()
 
 
 def send(client: socket.socket, answer: Answer, *, closes: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import select
 import sys
@@ -34,9 +35,6 @@ SEND_BYTES = 8_192
 """Commands are sent as soon as they are this much."""
 
 Command = tuple[Any, ...]
-
-_gevent = sys.modules.get("gevent.monkey")
-_poll = _gevent.get_original("select", "poll") if _gevent else select.poll
 
 
 class Unanswered(OutcomeUnknown):
@@ -191,11 +189,18 @@ class _Watched(AbstractConnection):
         """Whether something has come unasked; raises redis.ConnectionError at the end."""
         connected = self._get_socket()
         if connected is not None:
-            poller = _poll()
+            poller = _blocking_poll()()
             poller.register(connected, select.POLLIN)
             if not poller.poll(0):
                 return False
         return super().can_read(timeout)
+
+
+@functools.cache
+def _blocking_poll() -> Callable[[], Any]:
+    """select.poll as it was before gevent, which not every program has, has patched it."""
+    gevent = sys.modules.get("gevent.monkey")
+    return gevent.get_original("select", "poll") if gevent else select.poll
 
 
 class _Connection(_Watched, redis.Connection):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -22,6 +24,10 @@ UNACKNOWLEDGED_FACTOR = 3
 
 EVENTS_PER_POLL = 512
 """How many ready sockets are looked at before other greenlets may run."""
+
+EARLY_SECONDS = 5.0
+"""How long after its listener was prepared a connection may have waited for somebody to accept it
+since before that."""
 
 HAND_OVER = "pushline.hand_over"
 """In a request's environ: the client's socket, if the service may take it over (worker.py)."""
@@ -60,21 +66,28 @@ class Sockets:
         self._subscribers: dict[int, Subscriber] = {}
         # After patching, select has no epoll: gevent keeps the original.
         self._epoll: select.epoll = monkey.get_original("select", "epoll")()
+        self._early_until = math.inf
         self._holders = 0
         self._released: list[int] = []
 
     def prepare(self, listener: socket.socket) -> None:
         """Set what `take_over` counts on; Linux gives each connection its listener's options."""
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        if listener.family != socket.AF_UNIX:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_ms)
+        self._limit(listener)
+        self._early_until = time.monotonic() + EARLY_SECONDS
+
+    def _limit(self, one: socket.socket) -> None:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if one.family != socket.AF_UNIX:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_ms)
 
     def take_over(self, client: socket.socket) -> int:
         """Detach `client` from its owner, whose close() then does nothing; return its descriptor.
 
         A dup'd descriptor would not do: the old one's registration in epoll would stay alive.
         """
+        if time.monotonic() < self._early_until:
+            self._limit(client)
         fd = client.detach()
         os.set_blocking(fd, False)
         return fd

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,16 @@ import gevent
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from service.lean_http import Answer, environ_of, is_hot, send, send_whole
+from service.fan_out import SLICE_SECONDS, give_way
+from service.hand_over import hot_environ, with_hand_over
+from service.lean_http import Answer, send
 from service.logs import hold_lines, log_request, noted
 from service.routes.headers import HEADERS
-from service.sockets import HAND_OVER, HANDED_OVER, SUPPORTED
 
 if TYPE_CHECKING:
     from service.service import Service
 
 log = logging.getLogger("pushline.worker")
-
-Application = Callable[[MutableMapping[str, Any], Any], Iterable[bytes]]
 
 Answers = Callable[[dict[str, Any]], Answer | None]
 """Front.answer."""
@@ -59,6 +58,8 @@ class PushlineWorker(GeventWorker):
     service: Service
     _answer: Answers | None
     _stopping = False
+    _turn = 0
+    _turn_began = 0.0
 
     def load_wsgi(self) -> None:
         """Load the application and put the hand-over around it."""
@@ -100,11 +101,23 @@ class PushlineWorker(GeventWorker):
             req.force_close()
         environ = hot_environ(req, sock, addr) if self._answer else None
         if self._answer and environ is not None:
-            self._reply(self._answer, environ, req, sock)
+            with contextlib.suppress(gevent.GreenletExit):  # the end of a stop: as gunicorn does
+                self._reply(self._answer, environ, req, sock)
         else:
             super().handle_request(listener_name, req, sock, addr)
-        self._idle_from[sock] = time.monotonic()
+        self._idle_from[sock] = now = time.monotonic()
+        self._let_others_run(now)
         return True
+
+    def _let_others_run(self, now: float) -> None:
+        """Give way if nobody has looked at sockets for a slice: a client that sends request after
+        request, none of which waits for anything, would else have the worker to itself.
+        """
+        turn = gevent.get_hub().loop.iteration
+        if turn != self._turn:
+            self._turn, self._turn_began = turn, now
+        elif now - self._turn_began > SLICE_SECONDS:
+            give_way()
 
     def _reply(
         self, answers: Answers, environ: dict[str, Any], req: Any, sock: socket.socket
@@ -115,16 +128,18 @@ class PushlineWorker(GeventWorker):
         if answer is None:
             raise StopIteration
         closes = not self.alive or not self.cfg.keepalive or req.should_close()
-        send(sock, answer, closes=closes)
-        log_request(
-            address=environ["REMOTE_ADDR"],
-            method=req.method,
-            path=req.path,
-            status=int(answer.status[:3]),
-            sent_bytes=len(answer.body),
-            seconds=time.monotonic() - started,
-            **noted(environ),
-        )
+        try:
+            send(sock, answer, closes=closes)
+        finally:
+            log_request(
+                address=environ["REMOTE_ADDR"],
+                method=req.method,
+                path=req.path,
+                status=int(answer.status[:3]),
+                sent_bytes=len(answer.body),
+                seconds=time.monotonic() - started,
+                **noted(environ),
+            )
         if closes:
             raise StopIteration
 
@@ -215,66 +230,3 @@ def _end_reading(client: socket.socket) -> None:
             borrowed.shutdown(socket.SHUT_RD)
         finally:
             borrowed.detach()
-
-
-def with_hand_over(application: Application) -> Application:
-    """Offer the client's socket to `application`, and end the request quietly when it is taken.
-
-    An answer with `Connection: close` closes the connection.
-
-    Only a plain TCP or unix socket under HTTP/1 qualifies; every other stream is iterated.
-    """
-
-    def serve(environ: MutableMapping[str, Any], start_response: Any) -> Iterable[bytes]:
-        client = environ.get("gunicorn.socket")
-        if can_be_given(client):
-            environ[HAND_OVER] = client
-        body = application(environ, closing(start_response))
-        if HANDED_OVER in environ:
-            close = getattr(body, "close", None)
-            if close is not None:
-                close()
-            raise StopIteration  # gunicorn then leaves the connection alone
-        if type(body) is list and len(body) == 1:
-            send_at_once(start_response.__self__, body[0])
-            return ()
-        return body
-
-    return serve
-
-
-def can_be_given(client: object) -> bool:
-    """Whether a stream may take a client's socket over: TLS needs its wrapper."""
-    return SUPPORTED and type(client) is gevent.socket.socket
-
-
-def hot_environ(req: Any, sock: socket.socket, addr: Any) -> dict[str, Any] | None:
-    """The environ of a plain publish or stream; None for all other requests."""
-    if not (is_hot(req.method, req.path) and can_be_given(sock)):
-        return None
-    environ = environ_of(req, addr)
-    if environ is not None:
-        environ[HAND_OVER] = sock
-    return environ
-
-
-def send_at_once(response: Any, body: bytes) -> None:
-    """Send gunicorn's `response` and its whole body in one packet; gunicorn itself makes two."""
-    head = [
-        *response.default_headers(),
-        *(f"{name}: {value}\r\n" for name, value in response.headers),
-    ]
-    send_whole(response.sock, "".join([*head, "\r\n"]).encode("latin-1") + body)
-    response.headers_sent = True
-    response.sent = len(body)
-
-
-def closing(start_response: Any) -> Any:
-    """gunicorn's `start_response`, heeding a `Connection: close`, which gunicorn itself drops."""
-
-    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        if ("Connection", "close") in headers:
-            start_response.__self__.force_close()
-        return start_response(status, headers, exc_info)
-
-    return start

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from service.line_handler import HOLD_SECONDS
 from tests.secrets_used import USED
 from tests.valkey import free_port
 
@@ -137,7 +138,8 @@ class LiveService:
         return str(json.loads(body)["id"])
 
     def log(self) -> str:
-        """Everything that the service has logged."""
+        """Everything that the service has logged, also what has waited to be written with more."""
+        time.sleep(2 * HOLD_SECONDS)
         return self.log_path.read_text(errors="replace")
 
     def log_lines(self, **fields: object) -> list[dict[str, Any]]:

@@ -95,6 +95,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "hub",
             "sockets",
+            "hand_over",
             "lean_http",
             "broker",
             "resume",
@@ -260,6 +261,8 @@ SIDEWAYS = frozenset(
         ("follower", "missed"),
         ("redis_store", "redis_pool"),
         ("redis_store", "publish_script"),
+        ("hand_over", "lean_http"),
+        ("hand_over", "sockets"),
         ("open_streams", "fan_out"),
         ("publish_script", "redis_replies"),
         ("group_commit", "publish_script"),

@@ -10,7 +10,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Request
 
 from service.routes.headers import HEADERS
-from service.routes.lazy_request import LazyRequest
+from service.routes.lazy_request import SHORT, LazyRequest
 from tests.applications import Application, making
 from tests.valkey import Valkey
 
@@ -89,6 +89,9 @@ def test_a_request_makes_what_is_asked_for() -> None:
         assert getattr(lazy, name) == getattr(whole, name), name
     assert lazy.headers["X-A"] == "1"
     assert LazyRequest(dict(environ)).args is lazy.args
+    for query in ("a=" + "x" * SHORT, "channel=a&ticket=t"):
+        many = LazyRequest({"QUERY_STRING": query})
+        assert many.args is not many.args, "neither what is large nor a secret is kept"
     with pytest.raises(TypeError):
         lazy.args["channel"] = "c"  # nobody may change what others see
     with pytest.raises(AttributeError):

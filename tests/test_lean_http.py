@@ -10,8 +10,8 @@ from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import Response, create
 
+from service.hand_over import send_at_once
 from service.lean_http import Answer, environ_of, hot_channel, send
-from service.worker import send_at_once
 
 ADDRESS = ("192.0.2.7", 4711)
 PLAIN = b"POST /channels/a?event=x HTTP/1.1\r\nHost: example\r\nContent-Length: 2\r\n"
@@ -88,10 +88,11 @@ def test_proxies_are_left_to_gunicorn() -> None:
 
 
 def test_a_unix_socket() -> None:
-    """It has no address."""
+    """It has no address; one with a name in bytes is left to gunicorn."""
     environ = environ_of(parse(PLAIN), "")
     assert environ is not None
     assert environ["REMOTE_ADDR"] == ""
+    assert environ_of(parse(PLAIN), b"\0name") is None
 
 
 @pytest.mark.parametrize("closes", [False, True])

@@ -22,10 +22,11 @@ from gunicorn.workers.ggevent import GeventWorker
 import service.worker
 from service.app import create_app
 from service.control import CONTROL
+from service.hand_over import with_hand_over
 from service.service import Service
 from service.settings import Settings
 from service.sockets import HAND_OVER, HANDED_OVER
-from service.worker import NOTICE_SECONDS, PushlineWorker, with_hand_over
+from service.worker import NOTICE_SECONDS, PushlineWorker
 from tests.live_server import until
 from tests.sse_client import End, SseClient, event_data
 from tests.valkey import Valkey
@@ -380,6 +381,32 @@ def test_an_upload_does_not_hold_the_drain_up(running: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert answer.endswith(b'"line": 2, "events": 1}\n')
     assert running.log.lines == []
+
+
+def test_a_client_that_never_waits_holds_nobody_up(running: Running) -> None:
+    """Requests that need nothing from anybody come one after the other on a connection; others run
+    every few milliseconds all the same.
+    """
+    waits: list[float] = []
+
+    def wait() -> None:
+        while True:
+            began = time.monotonic()
+            gevent.sleep(0.001)
+            waits.append(time.monotonic() - began)
+
+    with connection(running.url) as (sock, host):
+        request = f"GET /stream HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        sock.sendall(request)
+        answer = len(sock.recv(65_536))
+        other = gevent.spawn(wait)
+        sender = gevent.spawn(sock.sendall, request * 2000)
+        got = 0
+        while got < 2000 * (answer - 8):
+            got += len(sock.recv(1 << 20))
+        other.kill()
+        sender.get(timeout=3)
+    assert max(waits) < 0.1
 
 
 # ---------------------------------------------------------------------------------- the drain
