@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from werkzeug.datastructures import MultiDict
+from werkzeug.utils import cached_property
 from werkzeug.wrappers import Request
 
 MADE_BY_INIT = frozenset(
@@ -24,7 +25,7 @@ class LazyRequest(Request):
         self.environ = environ
         self.shallow = False
 
-    @property
+    @cached_property
     def args(self) -> MultiDict[str, str]:
         """The parameters in the query; nobody may change them."""
         query = self.environ.get("QUERY_STRING", "")
