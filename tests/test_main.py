@@ -90,7 +90,7 @@ def test_help_names_the_commands() -> None:
     asked, bare = run("--help"), run()
     assert (asked.returncode, asked.stderr) == (0, "")
     assert (bare.returncode, bare.stdout) == (2, "")
-    for command, (_, purpose) in service.__main__.COMMANDS.items():
+    for command, purpose in service.__main__.COMMANDS.items():
         assert re.search(rf"^ +{command}\s", asked.stdout, re.M)
         assert f"  {command:<11} {purpose}\n" in bare.stderr
     first, *_ = bare.stderr.splitlines()
