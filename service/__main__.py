@@ -18,16 +18,17 @@ from service.version import VERSION  # noqa: E402
 
 LOCAL_HINT = "Is `serve` running, on this PORT? Else set REDIS_URL"
 
-COMMANDS = {
-    "serve": "run the service, with a private Valkey unless REDIS_URL",
-    "publish": "publish to a channel through Redis",
-    "subscribe": "print what is published, through Redis",
-    "keys": "print a new key for PUBLISH_KEYS",
-    "token": "print a token, signed with JWT_SECRET",
-    "doctor": "check a deployment, and say how to mend what is wrong",
-    "bench": "measure a running service",
-    "completion": "print the completion of a shell",
-}
+PURPOSES = (
+    ("serve", "run the service, with a private Valkey unless REDIS_URL"),
+    ("publish", "publish to a channel through Redis"),
+    ("subscribe", "print what is published, through Redis"),
+    ("keys", "print a new key for PUBLISH_KEYS"),
+    ("token", "print a token, signed with JWT_SECRET"),
+    ("doctor", "check a deployment, and say how to mend what is wrong"),
+    ("bench", "measure a running service"),
+    ("completion", "print the completion of a shell"),
+)
+COMMANDS = dict(PURPOSES)
 """What each module of service/commands does."""
 
 OVERVIEW = """\

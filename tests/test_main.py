@@ -105,6 +105,21 @@ def test_the_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"Pushline {VERSION}\n", "")
 
 
+def test_a_command_loads_what_it_needs() -> None:
+    """Each starts fast: what only others need is not imported."""
+    code = """
+import sys
+from service.__main__ import main
+main(["keys"])
+print({"gevent", "jwt", "redis", "shtab", "ssl"} & sys.modules.keys())
+main(["doctor", "http://127.0.0.1:1"])
+print({"gevent", "shtab"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          timeout=20, check=True)  # fmt: skip
+    assert done.stdout.count("set()\n") == 2, done.stdout
+
+
 def test_publish_and_subscribe(valkey: Valkey) -> None:
     """What `publish` sends, `subscribe` prints: id, name and data, or one JSON object a line; an
     interrupt ends it without a word.

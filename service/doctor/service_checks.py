@@ -38,8 +38,11 @@ def check_service(report: Report, remote: Remote, *, patient: bool = False) -> N
         channel = f"doctor-{secrets.token_hex(8)}"
         if not _is_local(remote):
             _check_openness(report, remote, channel)
-        if check_streams(report, remote, channel) and patient:
+        opens = check_streams(report, remote, channel)
+        if patient and opens:
             check_silence(report, remote, channel)
+        elif patient:
+            report.skip("heartbeat", "streams have to come through first")
     except (OSError, HTTPException) as error:
         what = f"{remote.url} can't be used: {reason_of(error)}"
         report.fault("service", what, "check the URL, and that the service runs there")
