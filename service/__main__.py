@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that `python path/to/service` works from anywhere
 
-from service.commands import (  # noqa: E402  after the path is set
-    bench,
-    completion,
-    doctor,
-    keys,
-    publish,
-    serve,
-    subscribe,
-    token,
-)
-from service.errors import PushlineError, RedisDown  # noqa: E402
+from service.errors import PushlineError, RedisDown  # noqa: E402  after the path is set
 from service.version import VERSION  # noqa: E402
 
 LOCAL_HINT = "Is `serve` running, on this PORT? Else set REDIS_URL"
 
-COMMANDS = {
-    "serve": (serve, "run the service, with a private Valkey unless REDIS_URL"),
-    "publish": (publish, "publish to a channel through Redis"),
-    "subscribe": (subscribe, "print what is published, through Redis"),
-    "keys": (keys, "print a new key for PUBLISH_KEYS"),
-    "token": (token, "print a token, signed with JWT_SECRET"),
-    "doctor": (doctor, "check a deployment, and say how to mend what is wrong"),
-    "bench": (bench, "measure a running service"),
-    "completion": (completion, "print the completion of a shell"),
-}
+PURPOSES = (
+    ("serve", "run the service, with a private Valkey unless REDIS_URL"),
+    ("publish", "publish to a channel through Redis"),
+    ("subscribe", "print what is published, through Redis"),
+    ("keys", "print a new key for PUBLISH_KEYS"),
+    ("token", "print a token, signed with JWT_SECRET"),
+    ("doctor", "check a deployment, and say how to mend what is wrong"),
+    ("bench", "measure a running service"),
+    ("completion", "print the completion of a shell"),
+)
+COMMANDS = dict(PURPOSES)
+"""What each module of service/commands does."""
 
 OVERVIEW = """\
 Pushline {version}: publish events over HTTP or Redis, stream them to browsers, curl and programs.
@@ -53,7 +47,8 @@ On this machine, in three terminals:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on standard error."""
-    args = make_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args = make_parser(wanted=words[:1]).parse_args(words)
     if args.run is None:
         print(overview(), end="", file=sys.stderr)
         return 2
@@ -70,24 +65,31 @@ def main(arguments: list[str] | None = None) -> int:
         return 141
 
 
-def make_parser(prog: str = "python -m service") -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run`, which stays None without one."""
+def make_parser(
+    prog: str = "python -m service", wanted: Collection[str] = COMMANDS
+) -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, which stays None without one.
+
+    Only those `wanted` know their arguments: to import all of them takes long.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description="Pushline, a Server-Sent Events push service"
     )
     parser.add_argument("--version", action="version", version=f"Pushline {VERSION}")
     parser.set_defaults(run=None, make_parser=make_parser)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for name, (module, purpose) in COMMANDS.items():
+    for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
-        module.describe(command)
-        command.set_defaults(run=module.run)
+        if name in wanted:
+            module = importlib.import_module(f"service.commands.{name}")
+            module.describe(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
 def overview() -> str:
     """What this is, its commands, and where to begin."""
-    lines = [f"  {name:<11} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<11} {purpose}" for name, purpose in COMMANDS.items()]
     return OVERVIEW.format(version=VERSION, commands="\n".join(lines))
 
 

@@ -89,13 +89,14 @@ class Remote:
         self.token = token
         self._netloc = parts.netloc
         self._base = parts.path.rstrip("/")
-        self._seconds = seconds
+        self.seconds = seconds
         self._connect = connect
 
     def connection(self) -> HTTPConnection:
-        """A new connection, for several requests."""
-        made = HTTPConnection(self.host, self.port, self._seconds)
-        made.sock = self._connect(self.host, self.port, self.tls, self._seconds)
+        """A new connection, for several requests: until its `sock` is None, as it is closed."""
+        made = HTTPConnection(self.host, self.port, self.seconds)
+        made.auto_open = 0  # it would connect anew by itself, in clear text
+        made.sock = self._connect(self.host, self.port, self.tls, self.seconds)
         return made
 
     def request(
@@ -136,12 +137,13 @@ class Remote:
     def stream(self, channel: str, coding: str = "identity") -> RemoteStream:
         """Open a stream, and show the token; returns when its head has come, whatever it says."""
         connection = self.connection()
+        transport = connection.sock  # the connection lets go of it where only one answer may come
         try:
             path = f"/stream?channel={quote(channel)}"
             headers = {"Accept": "text/event-stream", "Accept-Encoding": coding}
             headers |= self.authorization()
             response = self.request(connection, "GET", path, None, headers)
-            return RemoteStream(connection, response)
+            return RemoteStream(connection, response, transport)
         except BaseException:
             connection.close()
             raise
@@ -150,9 +152,12 @@ class Remote:
 class RemoteStream:
     """A stream, or the answer that says why there is none. Closed by `close`, or `with`."""
 
-    def __init__(self, connection: HTTPConnection, response: HTTPResponse) -> None:
+    def __init__(
+        self, connection: HTTPConnection, response: HTTPResponse, transport: socket.socket
+    ) -> None:
         self._connection = connection
         self._response = response
+        self._transport = transport
         self.coding = response.headers.get("Content-Encoding", "identity").lower()
         self._unpack = _unpacker() if self.coding == "gzip" else bytes
         self._parser = Parser()
@@ -164,10 +169,24 @@ class RemoteStream:
         """Whether this is a stream, and no refusal, hard or soft."""
         return self.status == 200 and "Pushline-Stream" in self.headers
 
+    @property
+    def overloaded(self) -> bool:
+        """Whether this is a soft refusal: a stream that only tells to come back later."""
+        kind = self.headers.get_content_type()
+        return self.status == 200 and not self.opened and kind == "text/event-stream"
+
     def read_code(self) -> str:
-        """The code of the problem that a refusal is, else its status."""
+        """Why there is no stream: the code of a problem, else the status and what came instead."""
+        if self.overloaded:
+            return "overloaded"
+        if self.status == 200:
+            return f"an answer of {self.headers.get_content_type()}"
         body = self._response.read(MAX_ANSWER_BYTES)
         return RemoteAnswer(self.status, self.headers, body).code
+
+    def wait_up_to(self, seconds: float) -> None:
+        """Let the next reads wait for no longer than `seconds`, which are above 0."""
+        self._transport.settimeout(seconds)
 
     def read(self) -> bytes:
         """The next bytes of text, as soon as there are any; empty at the end.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import shlex
 
 import pytest
 
 from service.__main__ import COMMANDS, make_parser
+from service.doctor.findings import WHY
 from tests.test_main import ROOT
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
@@ -18,7 +20,7 @@ CALLS = re.findall(r"python -m service (?!COMMAND)([^`|)\n]+)", PAGE)
 def options(command: str) -> set[str]:
     """The long options of a command."""
     parser = argparse.ArgumentParser()
-    COMMANDS[command][0].describe(parser)
+    importlib.import_module(f"service.commands.{command}").describe(parser)
     return {name for name in parser.format_help().split() if re.fullmatch("--[a-z-]+", name)}
 
 
@@ -29,6 +31,13 @@ def test_every_command_is_shown(command: str) -> None:
     assert any(call.startswith(command) for call in CALLS)
     if command in ("doctor", "bench"):
         assert {name for name in options(command) - {"--help"} if name not in PAGE} == set()
+
+
+def test_the_report_adds_up() -> None:
+    """The sample of `doctor` has one finding, and each other check is fine."""
+    match = re.search(r"^(\d+) checks are fine, 1 finding\.$", PAGE, re.M)
+    assert match is not None
+    assert int(match[1]) == len(WHY) - 1
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if not call.startswith("--version")])

@@ -90,7 +90,7 @@ def test_help_names_the_commands() -> None:
     asked, bare = run("--help"), run()
     assert (asked.returncode, asked.stderr) == (0, "")
     assert (bare.returncode, bare.stdout) == (2, "")
-    for command, (_, purpose) in service.__main__.COMMANDS.items():
+    for command, purpose in service.__main__.COMMANDS.items():
         assert re.search(rf"^ +{command}\s", asked.stdout, re.M)
         assert f"  {command:<11} {purpose}\n" in bare.stderr
     first, *_ = bare.stderr.splitlines()
@@ -103,6 +103,21 @@ def test_the_version() -> None:
     """`--version` prints it, alone."""
     done = run("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"Pushline {VERSION}\n", "")
+
+
+def test_a_command_loads_what_it_needs() -> None:
+    """Each starts fast: what only others need is not imported."""
+    code = """
+import sys
+from service.__main__ import main
+main(["keys"])
+print({"gevent", "jwt", "redis", "shtab", "ssl"} & sys.modules.keys())
+main(["doctor", "http://127.0.0.1:1"])
+print({"gevent", "shtab"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          timeout=20, check=True)  # fmt: skip
+    assert done.stdout.count("set()\n") == 2, done.stdout
 
 
 def test_publish_and_subscribe(valkey: Valkey) -> None:

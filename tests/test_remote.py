@@ -9,72 +9,38 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.client import BadStatusLine
+from http.client import BadStatusLine, NotConnected
 from pathlib import Path
 
 import pytest
 import trustme
 
-from service.doctor import service_checks, stream_checks
+from service.doctor import service_checks, silence_checks, stream_checks
 from service.doctor.findings import Report
 from service.load.load import connect_in_turn
 from service.remote import Remote, connect_plainly, reason_of
 from tests.live_server import ROOT, LiveService
+from tests.scripted import Script, scripted
 from tests.valkey import Valkey
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nPushline-Stream: x-1\r\n"
 OPENING = b"retry: 1000\nid: 1-0\n\n"
 ANSWER = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s"
 
-Script = Callable[[socket.socket, bytes], object]
 
-
-class Scripted:
-    """A server on a free port that answers each connection as `script` does with its request."""
-
-    def __init__(self, script: Script) -> None:
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            with client, contextlib.suppress(OSError):
-                request = client.recv(65536)
-                if request.startswith(b"STOP"):
-                    return
-                self._script(client, request)
-
-    def close(self) -> None:
-        """End it."""
-        with socket.create_connection(self._listener.getsockname()) as last:
-            last.sendall(b"STOP")
-        self._thread.join()
-        self._listener.close()
-
-
-@contextlib.contextmanager
-def scripted(script: Script) -> Iterator[Remote]:
-    """Such a server, for whose answers nobody waits long."""
-    server = Scripted(script)
-    try:
-        yield Remote(server.url, seconds=0.3)
-    finally:
-        server.close()
+def report_on(script: Script) -> Report:
+    """What the checks of streams say."""
+    report = Report()
+    with scripted(script) as remote:
+        stream_checks.check_streams(report, remote, "x")
+    return report
 
 
 def probed(script: Script) -> dict[str, str]:
     """What the checks of streams find."""
-    report = Report()
-    with scripted(script) as remote:
-        stream_checks.check_streams(report, remote, "x")
-    return {one.check: one.what for one in report.findings}
+    return {one.check: one.what for one in report_on(script).findings}
 
 
 # ------------------------------------------------------------------------ streams that come badly
@@ -82,7 +48,7 @@ def probed(script: Script) -> dict[str, str]:
 
 def test_a_head_that_does_not_come() -> None:
     """A proxy that waits for the whole answer holds back even the head."""
-    assert "head" in probed(lambda client, _: time.sleep(0.5))["buffering"]
+    assert "head" in probed(lambda client, _: client.recv(1))["buffering"]
 
 
 def test_first_bytes_that_do_not_come() -> None:
@@ -90,7 +56,7 @@ def test_first_bytes_that_do_not_come() -> None:
 
     def hold(client: socket.socket, request: bytes) -> None:
         client.sendall(HEAD + b"\r\n")
-        time.sleep(0.5)
+        client.recv(1)
 
     assert "do not come" in probed(hold)["buffering"]
 
@@ -141,6 +107,113 @@ def test_events_that_do_not_come(streams: list[socket.socket]) -> None:
     assert "an event does not come" in probed(publishing(twice, streams))["buffering"]
 
 
+def test_heartbeats_are_no_events(streams: list[socket.socket]) -> None:
+    """They don't put the end of the wait for an event off."""
+
+    def beat(client: socket.socket, request: bytes) -> None:
+        publishing(lambda _: b":\n", streams)(client, request)
+        client.close()
+        for _ in range(100 if request.startswith(b"POST") else 0):
+            streams[-1].sendall(b":\n")  # fails when the reader has gone
+            time.sleep(0.05)
+
+    began = time.monotonic()
+    assert "an event does not come" in probed(beat)["buffering"]
+    assert time.monotonic() - began < 3
+
+
+def test_events_that_are_not_taken(streams: list[socket.socket]) -> None:
+    """Only a credential that is missing is passed over; nothing that was not timed is good."""
+
+    def publish_answer(status: int, body: bytes) -> Report:
+        def serve(client: socket.socket, request: bytes) -> None:
+            if request.startswith(b"GET"):
+                publishing(lambda _: b"", streams)(client, request)
+            elif status:
+                client.sendall(ANSWER % (status, len(body), body))
+            else:
+                client.recv(1)
+
+        report = report_on(serve)
+        assert report.as_json()["passed"] == ["stream"]
+        assert {"buffering", "gzip"} <= report.skipped.keys()
+        return report
+
+    for status in (401, 403):
+        report = publish_answer(status, b"{}")
+        assert report.findings == []
+        assert "PUSHLINE_TOKEN" in report.skipped["publish"]
+    for status, body, what, fix in (
+        (503, b'{"code": "redis_readonly"}', "redis_readonly", "the master"),
+        (503, b'{"code": "redis_busy"}', "redis_busy", "the log"),
+        (500, b"oops", "500", "the log"),
+        (429, b'{"code": "too_many_publishes"}', "too_many", "MAX_PUBLISHES_PER_SECOND"),
+        (0, b"", "in time", "the log"),
+    ):
+        (finding,) = publish_answer(status, body).findings
+        assert finding.check == "publish"
+        assert what in finding.what
+        assert fix in finding.fix
+
+
+def test_a_bad_token_for_publishing(streams: list[socket.socket]) -> None:
+    """One that was shown and refused is a fault."""
+    serve = publishing(lambda _: b"", streams)
+
+    def refuse(client: socket.socket, request: bytes) -> None:
+        if request.startswith(b"GET"):
+            serve(client, request)
+        else:
+            client.sendall(ANSWER % (401, 26, b'{"code": "bad_credential"}'))
+
+    report = Report()
+    with scripted(refuse) as remote:
+        remote.token = "shown"
+        stream_checks.check_streams(report, remote, "x")
+    assert [one.what for one in report.findings] == ["the service takes no event: bad_credential"]
+
+
+def held(script: Script) -> Report:
+    """What is said of a silent stream."""
+    report = Report()
+    with scripted(script) as remote:
+        silence_checks.check_silence(report, remote, "x")
+    return report
+
+
+def test_silent_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat in time is good; an end before it, none at all and no stream are told."""
+    monkeypatch.setattr(silence_checks, "PATIENCE_SECONDS", 0.5)
+
+    def beat(times: int) -> Script:
+        def serve(client: socket.socket, request: bytes) -> None:
+            client.sendall(HEAD + b"\r\n" + OPENING)
+            for _ in range(times):
+                time.sleep(0.1)
+                client.sendall(b":\n")
+            time.sleep(0.1)
+
+        return serve
+
+    def hold(client: socket.socket, request: bytes) -> None:
+        client.sendall(HEAD + b"\r\n" + OPENING)
+        client.recv(1)
+
+    assert held(beat(2)).passed == ["heartbeat"]
+    for script, what, fix in (
+        (beat(0), "cut after 0.", "proxy_read_timeout"),
+        (beat(1), "cut after 0.", "proxy_read_timeout"),
+        (hold, "no heartbeat comes within 0.5 s", "buffering"),
+    ):
+        (finding,) = held(script).findings
+        assert finding.check == "heartbeat"
+        assert what in finding.what
+        assert fix in finding.fix
+    refused = held(lambda client, _: client.sendall(ANSWER % (503, 0, b"")))
+    assert "503" in refused.skipped["heartbeat"]
+    assert refused.findings == []
+
+
 def test_a_stream_that_breaks_off() -> None:
     """Its end is told as such, at whatever moment."""
 
@@ -183,6 +256,39 @@ def test_a_refusal_without_a_code() -> None:
 
 
 # ---------------------------------------------------------------------------------- other answers
+
+
+def test_a_closed_service_that_is_ill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether anyone may publish and stream can't be told from an error."""
+    body = b'{"live": true, "ready": true}'
+
+    def serve(client: socket.socket, request: bytes) -> None:
+        ill = request.startswith((b"POST", b"HEAD"))
+        client.sendall(ANSWER % (503 if ill else 200, len(body), body))
+
+    monkeypatch.setattr(service_checks, "check_streams", lambda *_: False)
+    report = Report()
+    with scripted(serve) as remote:
+        service_checks.check_service(report, remote, patient=True)
+    assert {"publish_open", "public_channels", "heartbeat"} <= report.skipped.keys()
+    assert not {"publish_open", "public_channels"} & set(report.passed)
+
+
+def test_a_connection_that_is_over() -> None:
+    """It is not made anew behind one's back, as that would be without TLS."""
+    last = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+    requests: list[bytes] = []
+
+    def serve(client: socket.socket, request: bytes) -> None:
+        requests.append(request)
+        client.sendall(last)
+
+    with scripted(serve) as remote, contextlib.closing(remote.connection()) as connection:
+        remote.request(connection, "GET", "/one").read()
+        assert connection.sock is None
+        with pytest.raises(NotConnected):
+            remote.request(connection, "GET", "/two")
+    assert len(requests) == 1
 
 
 def test_a_redirect() -> None:

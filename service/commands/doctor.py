@@ -30,17 +30,21 @@ def describe(doctor: argparse.ArgumentParser) -> None:
     accept = "a check whose finding you accept; may be repeated"
     doctor.add_argument("--ignore", action="append", default=[], choices=WHY, help=accept,
                         metavar="CHECK")  # fmt: skip
+    patient = "also hold a silent stream until heartbeats have come: half a minute"
+    doctor.add_argument("--patient", action="store_true", help=patient)
     doctor.add_argument("--json", action="store_true", help="one JSON object, for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found; 1 if anything was. Raises ConfigError for a token that is none."""
+    """Print what was found; 1 if anything was. Raises ConfigError for a token of no use."""
     report = Report(args.ignore)
     token = read_token(args)
     if args.url:
-        check_service(report, Remote(args.url, token))
+        if not args.patient:
+            report.skip("heartbeat", "a silent stream is held with --patient only")
+        check_service(report, Remote(args.url, token), patient=args.patient)
     else:
-        _check_environment(report, token)
+        _check_environment(report, token, patient=args.patient)
     if args.json:
         print(json.dumps(report.as_json(), indent=2))
     else:
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.findings else 0
 
 
-def _check_environment(report: Report, token: str | None) -> None:
+def _check_environment(report: Report, token: str | None, *, patient: bool) -> None:
     settings = check_settings(report, process_environ())
     if settings is None:
         return
@@ -61,7 +65,8 @@ def _check_environment(report: Report, token: str | None) -> None:
         )
         report.skip("service", why)
         return
-    check_service(report, Remote(f"http://{settings.bind}", token or _own_token(settings)))
+    remote = Remote(f"http://{settings.bind}", token or _own_token(settings))
+    check_service(report, remote, patient=patient)
 
 
 def _own_token(settings: Settings) -> str | None:
@@ -80,5 +85,9 @@ def _check_its_redis(report: Report, settings: Settings) -> None:
             why = "REDIS_URL is not set: `serve` starts a private Valkey, and none runs now"
             report.skip("redis", why)
             return
-        url = running_url(settings.port)
+        try:
+            url = running_url(settings.port)
+        except ConfigError as error:
+            report.fault("redis", str(error), "remove it, stop what uses it, or set REDIS_URL")
+            return
     check_redis(report, url, settings, private=private)

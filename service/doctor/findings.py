@@ -29,6 +29,7 @@ WHY = {
     "ready": "A worker that is not ready opens no streams, or publishes nothing.",
     "clock": "Tokens and tickets are taken for expired, or for not yet valid.",
     "stream": "A stream that does not open, or breaks off, delivers nothing.",
+    "publish": "An event that is not taken reaches nobody.",
     "buffering": "What passes this address comes late, or only when a buffer is full.",
     "gzip": "Browsers ask for compressed streams, and get none that they can read in time.",
 }
@@ -88,8 +89,8 @@ class Report:
             {"check": one.check, "what": one.what, "why": one.why, "fix": one.fix}
             for one in self.findings
         ]
-        failed = {one.check for one in self.findings}
-        passed = [name for name in self.passed if name not in failed]
+        open_ones = {one.check for one in self.findings} | self.skipped.keys()
+        passed = [name for name in self.passed if name not in open_ones]
         return {"findings": found, "passed": passed, "skipped": self.skipped}
 
     def print(self, out: TextIO = sys.stdout) -> None:

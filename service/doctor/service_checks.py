@@ -8,7 +8,8 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 
 from service.doctor.findings import Report
-from service.doctor.stream_checks import check_streams
+from service.doctor.silence_checks import check_silence
+from service.doctor.stream_checks import WANTS_CREDENTIAL, check_streams
 from service.remote import Remote, RemoteAnswer, reason_of
 from service.settings import LOOPBACK_HOSTS
 
@@ -23,8 +24,8 @@ NOT_READY = {
 """How to mend each reason of /readyz."""
 
 
-def check_service(report: Report, remote: Remote) -> None:
-    """Look at the service of `remote` from outside."""
+def check_service(report: Report, remote: Remote, *, patient: bool = False) -> None:
+    """Look at the service of `remote` from outside; `patient`: at a stream that is silent too."""
     try:
         began = time.time()
         answer = remote.ask("GET", "/livez")
@@ -37,7 +38,11 @@ def check_service(report: Report, remote: Remote) -> None:
         channel = f"doctor-{secrets.token_hex(8)}"
         if not _is_local(remote):
             _check_openness(report, remote, channel)
-        check_streams(report, remote, channel)
+        opens = check_streams(report, remote, channel)
+        if patient and opens:
+            check_silence(report, remote, channel)
+        elif patient:
+            report.skip("heartbeat", "streams have to come through first")
     except (OSError, HTTPException) as error:
         what = f"{remote.url} can't be used: {reason_of(error)}"
         report.fault("service", what, "check the URL, and that the service runs there")
@@ -89,17 +94,25 @@ def _is_local(remote: Remote) -> bool:
 
 
 def _check_openness(report: Report, remote: Remote, channel: str) -> None:
-    answer = remote.publish(channel, b"doctor", show=False)
-    report.check(
+    _check_closed(
+        report,
         "publish_open",
-        answer.status != 200,
+        remote.publish(channel, b"doctor", show=False),
         "the service takes events without a credential",
         "unset PUBLISH_OPEN, and set PUBLISH_KEYS to what `python -m service keys` prints",
     )
-    answer = remote.ask("HEAD", f"/stream?channel={channel}")
-    report.check(
+    _check_closed(
+        report,
         "public_channels",
-        answer.status != 200,
+        remote.ask("HEAD", f"/stream?channel={channel}"),
         "the service streams any channel without a credential",
         "set PUBLIC_CHANNELS to the channels that are for everybody, such as news.*",
     )
+
+
+def _check_closed(report: Report, name: str, answer: RemoteAnswer, what: str, fix: str) -> None:
+    """Look at what a request without a credential has got; other errors hide it."""
+    if answer.status in (200, *WANTS_CREDENTIAL):
+        report.check(name, answer.status != 200, what, fix)
+    else:
+        report.skip(name, f"the service answers {answer.code}")

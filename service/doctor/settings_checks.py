@@ -70,7 +70,8 @@ def _check_files(report: Report, wanted: int) -> None:
     report.check(
         "file_limit",
         hard == resource.RLIM_INFINITY or room >= needed,
-        f"the file limit of {hard} leaves room for {max(0, room)} streams a worker: {asked}",
+        f"the file limit of {hard} leaves room for {max(0, room)} streams a worker: {asked};"
+        " it is that of this program, and a service that runs may have another",
         f"raise it to {needed + RESERVED_FILES} or more where the service is started:"
         f" `ulimit -n {needed + RESERVED_FILES}`, LimitNOFILE= for systemd, --ulimit nofile="
         " for Docker",

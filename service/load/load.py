@@ -46,9 +46,13 @@ def connect_in_turn(host: str, port: int, tls: bool, seconds: float) -> Any:
     plain.settimeout(None)
     if not tls:
         return plain
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_default_certs()
-    return context.wrap_socket(plain, server_hostname=host)
+    try:
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_default_certs()
+        return context.wrap_socket(plain, server_hostname=host)
+    except BaseException:
+        plain.close()
+        raise
 
 
 class Load:
@@ -128,23 +132,23 @@ class Load:
 
     def _open_stream(self) -> None:
         began = time.perf_counter()
-        try:
-            with gevent.Timeout(OPENING_SECONDS, TimeoutError):
-                stream = self._remote.stream(self._channel)
-                if not stream.opened:
-                    code = "overloaded" if stream.status == 200 else stream.read_code()
-                    self.refused[code] += 1
-                    stream.close()
-                    return
-                opening = stream.read()
-        except (OSError, HTTPException) as error:
-            self.refused[reason_of(error)] += 1
-            return
-        self.connecting.add(time.perf_counter() - began)
-        self.opened += 1
-        self._tallies.append(Tally())
-        list(stream.messages(opening))
-        self._readers.start(gevent.Greenlet(self._read, stream, self._tallies[-1]))
+        with contextlib.ExitStack() as unless_opened:
+            try:
+                with gevent.Timeout(OPENING_SECONDS, TimeoutError):
+                    stream = unless_opened.enter_context(self._remote.stream(self._channel))
+                    if not stream.opened:
+                        self.refused[stream.read_code()] += 1
+                        return
+                    opening = stream.read()
+            except (OSError, HTTPException) as error:
+                self.refused[reason_of(error)] += 1
+                return
+            self.connecting.add(time.perf_counter() - began)
+            self.opened += 1
+            self._tallies.append(Tally())
+            list(stream.messages(opening))
+            unless_opened.pop_all()
+            self._readers.start(gevent.Greenlet(self._read, stream, self._tallies[-1]))
 
     def _read(self, stream: RemoteStream, tally: Tally) -> None:
         with stream:
@@ -191,12 +195,15 @@ class Load:
             due = max(due + every, now - 1)  # what is late is caught up with, up to a second
             try:
                 with gevent.Timeout(ANSWER_SECONDS, TimeoutError):
-                    connection = connection or self._remote.connection()
+                    if connection is None or connection.sock is None:  # an answer has ended it
+                        connection = self._remote.connection()
                     taken = self._publish_one(connection, publisher, number + 1)
             except (OSError, HTTPException) as error:
                 self._unknown.add((publisher, number + 1))
                 self.failed[reason_of(error)] += 1
-                connection, taken = None, True
+                if connection is not None:
+                    connection.close()  # a late answer would be taken for that of the next
+                taken = True
                 gevent.sleep(PAUSE_SECONDS)
             number += taken
             self.published[publisher] = number

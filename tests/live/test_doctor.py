@@ -1,20 +1,22 @@
-"""`doctor` through a real proxy, and while a service stops."""
+"""`doctor` and `bench` through a real proxy, and while a service stops."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.live_server import ROOT, LiveService, until
-from tests.proxies import need
+from tests.proxies import Nginx, need, replaced
 from tests.raw_http import RawConnection
 from tests.sse_client import SseClient
 from tests.valkey import Valkey, free_port
@@ -45,6 +47,7 @@ PROXIES = {
     "buffering": "proxy_ignore_headers X-Accel-Buffering; proxy_http_version 1.0;",
     # It asks for text, and calls it gzip.
     "gzip": 'proxy_set_header Accept-Encoding ""; add_header Content-Encoding gzip;',
+    "impatient": "proxy_http_version 1.1; proxy_read_timeout 1s;",
     "redirect": "return 301 https://elsewhere.invalid$request_uri;",
 }
 
@@ -57,7 +60,7 @@ def proxies(
     nginx = need("nginx")
     directory = tmp_path_factory.mktemp("nginx")
     ports = {name: free_port() for name in PROXIES}
-    with LiveService(shared_valkey.url, WEB_CONCURRENCY=1) as service:
+    with LiveService(shared_valkey.url, WEB_CONCURRENCY=1, HEARTBEAT_SECONDS=2) as service:
         servers = "\n".join(
             f"server {{ listen 127.0.0.1:{ports[name]};"
             f" location / {{ {options} proxy_pass {service.url}; }} }}"
@@ -85,9 +88,10 @@ def listens(port: int) -> bool:
         return False
 
 
-def doctor(url: str, *ignored: str) -> tuple[int, dict[str, Any]]:
+def doctor(url: str, *ignored: str, patient: bool = False) -> tuple[int, dict[str, Any]]:
     """Run it as a user does."""
     options = [option for name in ignored for option in ("--ignore", name)]
+    options += ["--patient"] if patient else []
     done = subprocess.run(
         [sys.executable, "-m", "service", "doctor", url, "--json", *options],
         cwd=ROOT,
@@ -129,6 +133,50 @@ def test_a_bad_proxy(proxies: dict[str, str], name: str, check: str, fix: str) -
     (finding,) = report["findings"]
     assert finding["check"] == check
     assert fix in finding["fix"]
+
+
+def test_a_proxy_without_patience(proxies: dict[str, str]) -> None:
+    """A timeout below the heartbeat is found by holding a silent stream, and by nothing else."""
+    status, report = doctor(proxies["impatient"], *OPEN, patient=True)
+    assert status == 1
+    (finding,) = report["findings"]
+    assert finding["check"] == "heartbeat"
+    assert re.search(r"is cut after \d+\.\d s", finding["what"])
+    assert "proxy_read_timeout" in finding["fix"]
+    status, report = doctor(proxies["impatient"], *OPEN)
+    assert (status, report["findings"]) == (0, [])
+    assert "--patient" in report["skipped"]["heartbeat"]
+    status, report = doctor(proxies["good"], *OPEN, patient=True)
+    assert (status, report["findings"]) == (0, [])
+    assert "heartbeat" in report["passed"]
+
+
+class OftenClosing(Nginx):
+    """nginx that ends connections after three requests, as it else does after a thousand."""
+
+    def _write(self, services: Sequence[str]) -> None:
+        super()._write(services)
+        site = self.folder / "site.conf"
+        line = "ssl_certificate_key "
+        site.write_text(replaced(site.read_text(), {line: f"keepalive_requests 3; {line}"}))
+
+
+def test_a_proxy_that_ends_connections(shared_valkey: Valkey, tmp_path: Path) -> None:
+    """`bench` then takes a new one, over TLS like the first: nothing fails, nothing is lost."""
+    with (
+        LiveService(shared_valkey.url, WEB_CONCURRENCY=1) as service,
+        OftenClosing(tmp_path, [service.port]) as proxy,
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "bench", proxy.url, "--json", "--streams", "2",
+             "--seconds", "0.5", "--rate", "40"],
+            cwd=ROOT, env={**os.environ, "SSL_CERT_FILE": str(proxy.authority)},
+            capture_output=True, text=True, timeout=40, check=False,
+        )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["publishes_failed"] == {}
+    assert found["published"] > 6, "more than one connection takes"
+    assert done.returncode == 0
 
 
 def test_a_service_that_stops(own_valkey: Valkey) -> None:
