@@ -28,9 +28,8 @@ TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx no
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-modules test-live test-long chaos pictures check format clean tools
+.PHONY: help run test test-modules test-live test-long chaos pictures check format docs clean tools
 .PHONY: bench bench-quick bench-tools check-speed
-
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +37,7 @@ help: ## show this list
 run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS="--port 8001 --workers 2"
 	@exec $(BIN)/python -m service serve $(ARGS)
 
-example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open http://127.0.0.1:8001/
+example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open http://127.0.0.1:8011/
 	@exec $(BIN)/python -m examples.$*
 
 # The whole suite is two halves side by side, which mostly wait; a part of it can't reach the coverage
