@@ -86,7 +86,7 @@ def test_all_fences_are_seen() -> None:
 
 
 def test_no_block_is_indented() -> None:
-    """A block is a fence: what is set off by an indentation alone is seen by none of these tests."""
+    """A block is a fence: what is merely indented is seen by none of these tests."""
     for page in PAGES:
         around = BLOCK.sub("", page.read_text())
         assert re.findall(r"\n\n((?: {4}|\t)\S.*)", around) == [], page.name

@@ -70,12 +70,16 @@ def run(app: Flask) -> None:
 def has_begun(service: subprocess.Popen[bytes]) -> bool:
     """Wait until Pushline takes events. False if it has ended instead, and has said why."""
     assert service.stdout is not None
-    service.stdout.readline()  # says that it has the port, on which another one may answer
+    if not service.stdout.readline():  # the first line comes once the port is its own
+        return False
     while service.poll() is None:
-        with contextlib.closing(http.client.HTTPConnection(HOST, PORT, timeout=5)) as connection:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                connection.request("GET", "/readyz")
-                if connection.getresponse().status == http.HTTPStatus.OK:
-                    return True
+        connection = http.client.HTTPConnection(HOST, PORT, timeout=5)
+        with (
+            contextlib.closing(connection),
+            contextlib.suppress(OSError, http.client.HTTPException),
+        ):
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return True
         time.sleep(0.02)
     return False

@@ -53,9 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (clone / "docs").unlink()
     shutil.copytree(ROOT / "docs", clone / "docs")
     os.utime(clone / "docs")
-    built = subprocess.run(
-        ["make", "docs"], cwd=clone, capture_output=True, text=True, check=False
-    )
+    built = subprocess.run(["make", "docs"], cwd=clone, capture_output=True, text=True, check=False)
     assert (built.returncode, built.stdout + built.stderr) == (0, "")
     return clone / "build/docs"
 
