@@ -28,8 +28,9 @@ TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx no
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-modules test-live test-long chaos pictures check format docs clean tools
+.PHONY: help run test test-modules test-live test-long chaos pictures check format clean tools
 .PHONY: bench bench-quick bench-tools check-speed
+
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +95,8 @@ format: $(DEV_READY) ## format the code and mend what ruff can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+# Named phony beside its rule: docs/ is also a folder.
+.PHONY: docs
 docs: $(DEV_READY) ## build the documentation as a site: build/docs/index.html
 	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
