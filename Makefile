@@ -38,7 +38,7 @@ help: ## show this list
 run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS="--port 8001 --workers 2"
 	@exec $(BIN)/python -m service serve $(ARGS)
 
-example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open http://127.0.0.1:8001/
+example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open http://127.0.0.1:8011/
 	@exec $(BIN)/python -m examples.$*
 
 # The whole suite is two halves side by side, which mostly wait; a part of it can't reach the coverage
@@ -95,6 +95,8 @@ format: $(DEV_READY) ## format the code and mend what ruff can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+# Named phony beside its rule: docs/ is also a folder.
+.PHONY: docs
 docs: $(DEV_READY) ## build the documentation as a site: build/docs/index.html
 	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 

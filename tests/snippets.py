@@ -3,8 +3,9 @@
 A comment above a block says what is wanted of it; it shows nowhere:
 
     <!-- prints: TEXT -->    its output has this text (for js: the browser's console)
+    <!-- file: NAME -->      a reader saves it as this file, which a later block runs
     <!-- from: PATH -->      it is a part of this file, which is tested itself
-    <!-- not run: WHY -->    it can't be run here; tests/test_docs.py lists all of these
+    <!-- not run: WHY -->    it can't be run here; tests/test_pages.py lists all of these
 
 Blocks of a page run in order. One that streams, or serves, goes on until the page is done.
 """
@@ -35,14 +36,17 @@ DATA = frozenset({"dockerfile", "html", "http", "ini", "json", "nginx", "text", 
 URL = "http://127.0.0.1:8000"
 """What pages write for the service."""
 
+REDIS = "redis://localhost:6379"
+"""What pages write for a Redis that the reader has: the REDIS_URL of the environment."""
+
 SERVES = re.compile(r"\bserve$|\bmake run$", re.MULTILINE)
 """What starts a service, which goes on."""
 
-PATIENCE_SECONDS = 60.0
-"""A block with an installation in it may take a while on a busy machine."""
+PATIENCE_SECONDS = 300.0
+"""A block with an installation in it may take a while on a busy machine without pip's cache."""
 
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>prints|from|not run): (?P<what>[^\n]+) -->\n)?"
+    r"(?:^<!-- (?P<mark>prints|file|from|not run): (?P<what>[^\n]+) -->\n)?"
     r"^```(?P<language>[a-z]+(?: node)?)?\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -74,9 +78,14 @@ class Snippet:
         return self.what if self.mark == "prints" else ""
 
     @property
+    def serves(self) -> bool:
+        """Whether it starts a service."""
+        return self.runs and SERVES.search(self.code) is not None
+
+    @property
     def runs(self) -> bool:
         """Whether it is to be run."""
-        return self.language in RUN and self.mark not in ("from", "not run")
+        return self.language in RUN and self.mark not in ("file", "from", "not run")
 
 
 def snippets(page: Path) -> list[Snippet]:
@@ -110,7 +119,11 @@ class Shell:
         """Run a page; fails with the output of the first block that does not do what it should."""
         try:
             for snippet in page:
-                if snippet.runs and snippet.language == "js":
+                if snippet.mark == "file":
+                    file = self.cwd / snippet.what
+                    file.parent.mkdir(exist_ok=True)
+                    file.write_text(snippet.code)
+                elif snippet.runs and snippet.language == "js":
                     self._browse(snippet)
                 elif snippet.runs:
                     self._start(snippet)
@@ -121,6 +134,7 @@ class Shell:
 
     def _start(self, snippet: Snippet) -> None:
         code = snippet.code.replace(URL, self.url)
+        code = code.replace(REDIS, self.environ.get("REDIS_URL", REDIS))
         command = {
             "sh": ["bash", "-e", "-o", "pipefail", "-c", code],
             "python": [self.python, "-c", code],
@@ -149,7 +163,7 @@ class Shell:
             return True
         if "curl -N" in snippet.code:
             return b"retry:" in output.read_bytes()
-        return SERVES.search(snippet.code) is not None and self._is_ready()
+        return snippet.serves and self._is_ready()
 
     def _is_ready(self) -> bool:
         try:

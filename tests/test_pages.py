@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import textwrap
 import tomllib
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.links import anchors, broken
-from tests.snippets import DATA, PAGES, ROOT, RUN, Snippet, snippets
+from tests.snippets import BLOCK, DATA, PAGES, ROOT, RUN, Snippet, snippets
 
 MARKDOWN = [*PAGES, *sorted(ROOT.glob("examples/**/*.md")), ROOT / "bench/README.md"]
 SNIPPETS = [one for page in PAGES for one in snippets(page)]
@@ -27,7 +28,6 @@ NOT_RUN = {
     ("deploy.md", "kubectl"),
     ("deploy.md", "systemd, as root"),
     ("logs.md", "jq"),
-    ("migrate-flask-sse.md", "it stands for your own Redis"),
 }
 """The blocks that no test runs, and why. Whoever adds one has no other way to try it."""
 
@@ -54,7 +54,7 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    """docs/conf.py lists each page once; index.md leads to it, or a page that index.md names."""
+    """docs/conf.py lists each page once, and index.md leads to it."""
     spec = importlib.util.spec_from_file_location("conf", ROOT / "docs/conf.py")
     assert spec is not None
     assert spec.loader is not None
@@ -64,6 +64,8 @@ def test_every_page_is_in_the_navigation() -> None:
 
     assert len(listed) == len(set(listed))
     assert {page.stem for page in ROOT.glob("docs/*.md")} - set(listed) == {"index"}
+    index = (ROOT / "docs/index.md").read_text()
+    assert [name for name in listed if f"]({name}.md)" not in index] == []
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=str)
@@ -83,6 +85,21 @@ def test_all_fences_are_seen() -> None:
     for page in PAGES:
         fences = sum(line.startswith("```") for line in page.read_text().splitlines())
         assert fences == 2 * len(snippets(page)), page.name
+
+
+def test_no_block_is_indented() -> None:
+    """A block is a fence: what is merely indented is seen by none of these tests."""
+    for page in PAGES:
+        around = BLOCK.sub("", page.read_text())
+        assert re.findall(r"\n\n((?: {4}|\t)\S.*)", around) == [], page.name
+
+
+@pytest.mark.parametrize("snippet", [one for one in SNIPPETS if one.mark == "file"], ids=str)
+def test_saved_files_are_run(snippet: Snippet) -> None:
+    """What readers are told to save, they are told to run as well."""
+    run = [one.code for one in SNIPPETS if one.page == snippet.page and one.runs]
+
+    assert any(snippet.what in code for code in run)
 
 
 def test_what_is_not_run_is_listed() -> None:

@@ -9,7 +9,7 @@ from service.client import MessagePublisher
 
 ROOMS = ("lobby", "music", "travel")
 
-app = application(__name__)
+app = application(__name__, HISTORY_RULES="chat.*=500/604800")
 publishers = {room: MessagePublisher(f"chat.{room}") for room in ROOMS}
 
 
@@ -24,4 +24,4 @@ def say(room: str) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
-    run(app, HISTORY_RULES="chat.*=500/604800")
+    run(app)

@@ -10,8 +10,10 @@ from flask import request
 from examples.llm.model import tokens
 from examples.shared.starter import application, run
 from service.client import MessagePublisher
+from service.errors import ChannelEnded, RedisError
 
-app = application(__name__)
+# An answer may have more than the 1000 tokens that a channel keeps by default.
+app = application(__name__, HISTORY_RULES="answer.*=10000/3600")
 
 
 @app.post("/answers")
@@ -28,11 +30,13 @@ def answer(channel: str, prompt: str) -> None:
         try:
             for token in tokens(prompt):
                 publisher.publish_message(token, event="token")
+            publisher.end("finished")
+        except (RedisError, ChannelEnded) as error:  # no end can be told, or somebody has told it
+            app.logger.error("%s is given up: %s", channel, error)
         except Exception:
             publisher.end("failed")
             raise
-        publisher.end("finished")
 
 
 if __name__ == "__main__":
-    run(app, HISTORY_RULES="answer.*=10000/3600")  # an answer may have more than 1000 tokens
+    run(app)

@@ -13,7 +13,12 @@ from examples.shared.starter import APPLICATION_URL, PUSHLINE_URL, application, 
 KEY = secrets.token_urlsafe(24)
 STEPS = ("paid", "packed", "on its way", "delivered")
 
-app = application(__name__)
+app = application(
+    __name__,
+    AUTHORIZE_URL=f"{APPLICATION_URL}/pushline",
+    PUBLISH_KEYS=f"{KEY}=orders.*",
+    PUBLIC_CHANNELS="news",
+)
 app.secret_key = secrets.token_bytes(32)
 
 
@@ -50,9 +55,4 @@ def publish(channel: str, event: str, data: object) -> None:
 
 
 if __name__ == "__main__":
-    run(
-        app,
-        AUTHORIZE_URL=f"{APPLICATION_URL}/pushline",
-        PUBLISH_KEYS=f"{KEY}=orders.*",
-        PUBLIC_CHANNELS="news",
-    )
+    run(app)

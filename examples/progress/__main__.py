@@ -15,7 +15,8 @@ app = application(__name__)
 def start() -> dict[str, str]:
     """Start a job and return its name. A real application puts it into a queue."""
     job = uuid.uuid4().hex
-    subprocess.Popen([sys.executable, "-m", "examples.progress.job", job], cwd=ROOT)
+    worker = [sys.executable, "-m", "examples.progress.job", job]
+    subprocess.Popen(worker, cwd=ROOT, process_group=0)  # out of the reach of Ctrl-C
     return {"job": job}
 
 

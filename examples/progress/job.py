@@ -7,6 +7,7 @@ import sys
 import time
 
 from service.client import MessagePublisher
+from service.errors import RedisError
 
 FILES = 30
 
@@ -21,4 +22,7 @@ def work(job: str) -> None:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1])
+    try:
+        work(sys.argv[1])
+    except RedisError as error:  # a real job would go on, and tell how far it is when it can
+        sys.exit(f"job {sys.argv[1]} is given up: {error}")

@@ -13,7 +13,9 @@ from service.errors import PushlineError
 PRICES = {"ACME": 120.0, "BOLT": 48.0, "CRUX": 310.0, "DUNE": 9.5, "ECHO": 77.0}
 CHANGES_PER_SECOND = 500
 
-app = application(__name__)
+app = application(
+    __name__, HISTORY_RULES="ticker=100/60", OUTBOX_BYTES="8192", SEND_TIMEOUT_SECONDS="60"
+)
 
 
 def trade() -> None:
@@ -32,4 +34,4 @@ def trade() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=trade, daemon=True).start()
-    run(app, HISTORY_RULES="ticker=100/60", OUTBOX_BYTES="8192", SEND_TIMEOUT_SECONDS="60")
+    run(app)

@@ -266,6 +266,15 @@ def test_refuses_a_bad_channel_name_itself(live: LiveService, browser: Chrome) -
     assert page.text("state-word") == "Open"
 
 
+def test_leads_to_the_other_pages(live: LiveService, browser: Chrome) -> None:
+    """The dashboard and the reference are a click away."""
+    browser.get(live.url)
+    links = browser.find_elements("css selector", "footer a")
+    found = [str(link.get_attribute("href")) for link in links]
+    assert found == [f"{live.url}/dashboard", f"{live.url}/docs"]
+    assert [live.get(urlsplit(address).path)[0] for address in found] == [200, 200]
+
+
 def test_works_by_keyboard_alone(live: LiveService, browser: Chrome, channel: str) -> None:
     """Choosing, starting, publishing and pausing need no mouse, and the focus is always visible."""
     page = Page(browser, live.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,14 +13,20 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+import redis
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
 from examples.llm.model import ANSWER
+from service.channels import RedisNames
+from service.embedded import running_url
+from service.settings import Settings
 from tests.browser import chromium, console, resize, until
+from tests.clone import made_clone
 from tests.live_server import until as wait_until
 from tests.valkey import free_port
 
@@ -28,6 +35,8 @@ pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.parent.name for path in ROOT.glob("examples/*/__main__.py"))
 MAX_LINES = 250
+NOBODYS_REDIS = "redis://127.0.0.1:1/"
+"""A REDIS_URL that somebody has exported: examples have a Valkey of their own."""
 
 
 def two_ports() -> int:
@@ -49,28 +58,47 @@ class Example:
         self.name, self.port, self.log = name, port, log
         self.url = f"http://127.0.0.1:{port + 1}/"
         self.pushline = f"http://127.0.0.1:{port}"
+        self.command = [sys.executable, "-m", f"examples.{name}"]
+        self.folder = ROOT
+        self.status: int | None = None
 
     @contextmanager
     def running(self) -> Iterator[Example]:
-        """Start it; in the end it must stop by itself, on one SIGTERM, without any error."""
+        """Start it; in the end it must stop by itself, on one signal, without any error."""
         with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"examples.{self.name}"],
-                cwd=ROOT,
-                env={**os.environ, "PORT": str(self.port)},
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env={**os.environ, "PORT": str(self.port), "REDIS_URL": NOBODYS_REDIS},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         try:
             yield self
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, self.log.read_text()
+            self.end()
+            assert self.process.wait(30) == self.status, self.log.read_text()
             assert "Traceback" not in self.log.read_text()
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    def end(self) -> None:
+        """Ask it to stop, once, and don't wait."""
+        if self.status is None:
+            self.status = 0
+            self.process.send_signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """Type Ctrl-C in its terminal: `make`, which has started it, then ends by that too."""
+        self.status = -signal.SIGINT
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def post(self, path: str, **form: str) -> bytes:
+        """Send the application a form, as its page does."""
+        with urllib.request.urlopen(self.url + path, urlencode(form).encode(), 5) as answer:
+            return bytes(answer.read())
 
     def wait_ready(self) -> None:
         """Until Pushline and the application answer."""
@@ -99,6 +127,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exa
         for one in started.values():
             one.wait_ready()
         yield started
+        for one in started.values():
+            one.end()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -243,6 +273,68 @@ def test_ticker(examples: dict[str, Example], browser: Chrome, idle_reader: sock
     newest = re.findall(rb"event: ([A-Z]{4})\n", after)
     assert set(newest[:5]) == {b"ACME", b"BOLT", b"CRUX", b"DUNE", b"ECHO"}
     assert before
+
+
+@pytest.mark.parametrize(
+    ("name", "channel", "seconds"),
+    [("chat", "chat.travel", 604_800), ("llm", "answer.", 3600), ("ticker", "ticker", 60)],
+)
+def test_publishers_keep_what_the_service_does(
+    examples: dict[str, Example], name: str, channel: str, seconds: int
+) -> None:
+    """HISTORY_RULES of an example are those of its application too, which is who publishes."""
+    example = examples[name]
+    if name == "chat":
+        example.post("rooms/travel", name="Ana", text="to Rome?")
+    if name == "llm":
+        channel = json.loads(example.post("answers", prompt="How long?"))["channel"]
+    key = RedisNames("pushline:").history(channel)
+    with redis.Redis.from_url(running_url(example.port)) as connection:
+        kept = wait_until(lambda: max(connection.ttl(key), 0), 5, "an event that is kept")
+    assert seconds - 30 <= kept <= seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "channel", "last_words"),
+    [("progress", "jobs", "job.", "job .* is given up: .*"), ("llm", "answers", "", "")],
+)
+def test_ctrl_c_while_it_works(
+    name: str, path: str, channel: str, last_words: str, tmp_path: Path
+) -> None:
+    """`make example-...` starts it; Ctrl-C ends it, and what it works on, without a trace."""
+    example = Example(name, two_ports(), tmp_path / "log")
+    (tmp_path / "clone").mkdir()
+    example.folder, example.command = made_clone(tmp_path / "clone"), ["make", f"example-{name}"]
+    with example.running():
+        example.wait_ready()
+        (made,) = json.loads(example.post(path, prompt="How long?")).values()
+        events = f"{example.pushline}/channels/{channel}{made}/events"
+        wait_until(lambda: b'"id"' in urllib.request.urlopen(events).read(), 10, "work begins")
+        example.interrupt()
+    wait_until(lambda: re.search(last_words, example.log.read_text()), 5, last_words)
+    assert "Traceback" not in example.log.read_text()
+
+
+def test_a_taken_port_is_told(examples: dict[str, Example]) -> None:
+    """An example whose port another service has says so in one line, and opens nothing."""
+    environ = {**os.environ, "PORT": str(examples["chat"].port)}
+    command = [sys.executable, "-m", "examples.progress"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode == 0, done.stdout) == (False, "")
+    assert re.fullmatch(r".*can't listen on 127[.]0[.]0[.]1 port .*PORT\n", done.stderr)
+
+
+def test_an_example_and_the_quick_start_run_side_by_side() -> None:
+    """Neither of an example's two ports is that of `serve`; what is to be opened is said."""
+    environ = {key: value for key, value in os.environ.items() if key != "PORT"}
+    ask = [sys.executable, "-c", "from examples.shared import starter; print(starter.PORT)"]
+    port = int(subprocess.run(ask, cwd=ROOT, env=environ, capture_output=True, check=True).stdout)
+
+    assert Settings.from_environ({}).port not in (port, port + 1)
+    for name in ("examples/README.md", "Makefile"):
+        assert f"http://127.0.0.1:{port + 1}/" in (ROOT / name).read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,10 @@ import pytest
 from selenium.webdriver import Chrome
 
 from tests.browser import chromium
+from tests.clone import made_clone
 from tests.live_server import LiveService
 from tests.snippets import PAGES, ROOT, Shell, snippets
-from tests.valkey import Valkey
+from tests.valkey import Valkey, free_port
 
 pytestmark = pytest.mark.live
 
@@ -28,9 +29,6 @@ with MessagePublisher("orders", sys.argv[1]) as publisher:
     while True:
         publisher.publish_message({"order": 7})
         time.sleep(0.1)
-"""
-PYTHON = f"""#!/bin/sh
-exec '{sys.executable}' "$@"
 """
 
 
@@ -54,15 +52,8 @@ def service() -> Iterator[LiveService]:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder that looks like a clone after `make`, as far as snippets need one."""
-    for name in ("service", "static", "examples", "Makefile"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "node_modules").symlink_to(ROOT / "tests/live/node_modules")
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    return tmp_path
+    """A folder that looks like a clone after `make`."""
+    return made_clone(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +67,13 @@ def clone(tmp_path: Path) -> Path:
 )
 def test_snippets_run(page: Path, clone: Path, service: LiveService, browser: Chrome) -> None:
     """All blocks of a page do, in order, what the page says they do."""
+    blocks = snippets(page)
+    port = free_port() if any(one.serves for one in blocks) else service.port
     environ = {
         "HOME": str(clone),
         "PATH": os.environ["PATH"],
-        "PORT": str(service.port),
+        "PORT": str(port),
         "REDIS_URL": str(service.settings["REDIS_URL"]),
     }
-    shell = Shell(clone, service.url, environ, sys.executable, browser)
-    shell.run(snippets(page))
+    shell = Shell(clone, f"http://127.0.0.1:{port}", environ, sys.executable, browser)
+    shell.run(blocks)
