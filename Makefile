@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m gevent.monkey --module pytest
 SUITE := PATH="$$PATH:/usr/sbin" $(PYTEST)
 
-# Live tests that run in the shorter half: they mind a busy machine least.
-BESIDE := $(addprefix tests/live/,test_access.py test_docs_site.py test_examples.py \
-	test_malformed.py test_readme.py test_schemathesis.py test_snippets.py test_uploads.py)
+# One part of the live tests, of about the same time as the other.
+BESIDE := $(patsubst %,tests/live/test_%.py,access browser_access dashboard demo_page deploy docs_site \
+	doctor examples malformed presence proxies publish readme reference request_ids schemathesis \
+	snippets upgrades uploads)
 
 RUN_READY := .venv/.requirements
 DEV_READY := .venv/.requirements-dev
@@ -28,7 +29,7 @@ TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx no
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-modules test-live test-long chaos pictures check format clean tools
+.PHONY: help run test test-modules test-live test-beside test-long chaos pictures check format clean tools
 .PHONY: bench bench-quick bench-tools check-speed
 
 
@@ -41,17 +42,19 @@ run: $(RUN_READY) ## serve on http://127.0.0.1:8000 with a private Valkey; ARGS=
 example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open http://127.0.0.1:8011/
 	@exec $(BIN)/python -m examples.$*
 
-# The whole suite is two halves side by side, which mostly wait; a part of it can't reach the coverage
+# The whole suite is three parts side by side, which mostly wait; a part of it can't reach the coverage
 # of all, so that is not asked of it.
 test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k hub" runs a part
-	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j2 test-live test-modules)
+	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j3 test-live test-modules test-beside)
 
 test-modules: $(DEV_READY)
 	$(SUITE) --cov --ignore tests/live
-	$(SUITE) $(BESIDE)
 
 test-live: $(DEV_READY) $(NODE_READY)
 	$(SUITE) tests/live $(addprefix --ignore=,$(BESIDE))
+
+test-beside: $(DEV_READY) $(NODE_READY)
+	$(SUITE) $(BESIDE)
 
 test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
 	$(SUITE) -m long --timeout 1800 $(ARGS)
