@@ -143,7 +143,7 @@ class Nginx(Proxy):
 
     def _write(self, services: Sequence[str]) -> None:
         site = (DEPLOY / "nginx.conf").read_text()
-        options = " max_fails=1 fail_timeout=2s;"
+        options = " max_fails=1 fail_timeout=1s;"
         changes = {
             f"server 127.0.0.1:8000{options}": "".join(
                 f"server {one}{options}" for one in services

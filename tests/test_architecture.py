@@ -95,6 +95,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "hub",
             "sockets",
+            "acceptor",
             "lean_http",
             "broker",
             "resume",
