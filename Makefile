@@ -29,7 +29,7 @@ TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx no
 $(shell test -x $(BIN)/python || rm -rf .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-modules test-live test-beside test-long chaos pictures check format clean tools
+.PHONY: help run test test-modules test-live test-beside test-long image chaos pictures check format clean tools
 .PHONY: bench bench-quick bench-tools check-speed
 
 
@@ -58,6 +58,9 @@ test-beside: $(DEV_READY) $(NODE_READY)
 
 test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
 	$(SUITE) -m long --timeout 1800 $(ARGS)
+
+image: $(DEV_READY) ## build the container's image, start it and ask it; needs docker or podman
+	$(SUITE) -m long -rs --timeout 1800 tests/live/test_image.py
 
 # Each run prints its seed; the same seed breaks the same things at the same times.
 chaos: $(DEV_READY) ## break everything for half an hour under load; SECONDS=60 CLIENTS=200 SEED=7

@@ -6,6 +6,7 @@ gunicorn's master imports this before any patching, so Flask and redis must stay
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -19,6 +20,7 @@ import gevent
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
+from service.acceptor import Acceptor
 from service.fan_out import SLICE_SECONDS, give_way
 from service.hand_over import hot_environ, with_hand_over
 from service.lean_http import Answer, send
@@ -70,6 +72,9 @@ class PushlineWorker(GeventWorker):
         self._answer = getattr(app.wsgi_app, "answer", None)
         self.wsgi = with_hand_over(app)
         self._idle_from: dict[socket.socket, float] = {}
+        # gunicorn calls this for each listener.
+        acceptor: Any = functools.partial(Acceptor, self.handle, alone=self.cfg.workers == 1)
+        self.server_class = acceptor  # type: ignore[misc]  # a class to gunicorn, our handle is a method
 
     def run(self) -> None:
         """Start the service, serve until told to stop, and stop it."""

@@ -143,7 +143,7 @@ class Nginx(Proxy):
 
     def _write(self, services: Sequence[str]) -> None:
         site = (DEPLOY / "nginx.conf").read_text()
-        options = " max_fails=1 fail_timeout=2s;"
+        options = " max_fails=1 fail_timeout=1s;"
         changes = {
             f"server 127.0.0.1:8000{options}": "".join(
                 f"server {one}{options}" for one in services
@@ -177,12 +177,15 @@ class PlainNginx(Nginx):
 class Caddy(Proxy):
     """Caddy with deploy/Caddyfile."""
 
+    patience = "5s"
+
     def _write(self, services: Sequence[str]) -> None:
         site = (DEPLOY / "Caddyfile").read_text()
         secured = f"{self.url} {{\n\tbind 127.0.0.1\n\ttls {self.certificate} {self.key}"
         changes = {
             "push.example.com {": secured,
             "reverse_proxy 127.0.0.1:8000 {": f"reverse_proxy {' '.join(services)} {{",
+            "lb_try_duration 5s": f"lb_try_duration {self.patience}",
         }
         self._file = self.folder / "Caddyfile"
         self._file.write_text(CADDY.format(folder=self.folder) + replaced(site, changes))
@@ -194,6 +197,12 @@ class Caddy(Proxy):
         command = [self.command[0], "reload", "--config", str(self._file), "--address", address]
         done = subprocess.run([*command, "--force"], capture_output=True, check=False, timeout=20)
         assert done.returncode == 0, done.stderr
+
+
+class HastyCaddy(Caddy):
+    """The same that hardly waits for a node to come back."""
+
+    patience = "0.2s"
 
 
 def _children(pid: int) -> list[str]:

@@ -96,6 +96,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "hub",
             "sockets",
             "hand_over",
+            "acceptor",
             "lean_http",
             "broker",
             "resume",

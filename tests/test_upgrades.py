@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.__main__ import COMMANDS
 from service.version import VERSION
 from tests import stable_names
 from tests.applications import making
@@ -48,6 +49,15 @@ def test_the_version_is_told() -> None:
         assert VERSION in app.client.get("/docs").text
     versions = re.findall(r"^## \[(.+?)\]", CHANGELOG, re.MULTILINE)
     assert next(one for one in versions if one != "Unreleased") == VERSION
+
+
+def test_the_change_log_has_what_there_is() -> None:
+    """Each command is named, and what else somebody would look for."""
+    *_, first = CHANGELOG.partition("## [0.1.0]")
+    for name in (*COMMANDS, "/dashboard", "$sys", "$join", "$leave", "X-Request-Id", "make docs"):
+        assert f"`{name}`" in first, name
+    for what in ("uploads", "gzip", "Counts", "presence", "examples"):
+        assert what in first, what
 
 
 def test_the_change_log_keeps_its_form() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import gevent
 import pytest
 
 from tests.credentials import METRICS_TOKEN, bearer
 from tests.live_server import LiveService, until
-from tests.proxies import Caddy, Nginx, Proxy
+from tests.proxies import Caddy, HastyCaddy, Nginx, Proxy
 from tests.valkey import Valkey
 
 pytestmark = pytest.mark.live
@@ -93,6 +96,12 @@ def stream(proxy: Proxy, channel: str, *options: str) -> Curl:
     return Curl(proxy, f"/stream?channel={channel}", "-D", "-", *options)
 
 
+def id_of(head: list[str]) -> str:
+    """The id of a request in the head of its answer."""
+    (line,) = [one for one in head if one.lower().startswith("x-request-id: ")]
+    return line.partition(": ")[2]
+
+
 def asked(proxy: Proxy, path: str, *options: str) -> tuple[int, str]:
     """The status and the body of an answer."""
     command = ["curl", "-q", "-4sS", "--cacert", str(proxy.authority), "-w", "\n%{http_code}"]
@@ -150,16 +159,20 @@ def test_streams_share_a_connection(service: LiveService, proxy: Proxy, channel:
     with subprocess.Popen(
         [*command, "-Z", "--parallel-max", str(count), url], stdout=subprocess.PIPE, text=True
     ) as curl:
-        before = len(service.log_lines(path="/stream"))
+        before = len(_ended(service))
         until(lambda: _open_streams(service) >= count, 5, "all streams are open")
         service.publish(channel, "to all")
         service.post(f"/channels/{channel}/end", b"")
         output, _ = curl.communicate(timeout=10)
     assert curl.returncode == 0
-    assert len(service.log_lines(path="/stream")) - before == count
+    until(lambda: len(_ended(service)) - before == count, 2, "all have ended")
     assert output.count("data: to all") == count
     assert output.count("connections: 1 HTTP/2") == 1
     assert output.count("connections: 0 HTTP/2") == count - 1
+
+
+def _ended(service: LiveService) -> list[dict[str, object]]:
+    return service.log_lines(path="/stream", reason="channel_ended")
 
 
 def _open_streams(service: LiveService) -> int:
@@ -172,13 +185,28 @@ def test_whose_stream_it_is(service: LiveService, proxy: Proxy, channel: str) ->
 
     And a client that leaves the proxy is released at once.
     """
-    before = len(service.log_lines(path="/stream"))
     lie = ("-H", "X-Forwarded-For: 10.9.9.9")
     with stream(proxy, channel, "--http2", "--interface", ELSEWHERE, *lie) as curl:
-        curl.read_until("id: ")
-    until(lambda: len(service.log_lines(path="/stream")) > before, 1, "it is released")
-    line = service.log_lines(path="/stream")[-1]
-    assert (line["address"], line["reason"]) == (ELSEWHERE, "client_left")
+        request_id = id_of(curl.read_until("id: "))
+    lines = until(lambda: _lines_of(service, request_id), 1, "it is released")
+    assert [(one["address"], one["reason"]) for one in lines] == [(ELSEWHERE, "client_left")]
+
+
+def _lines_of(service: LiveService, request_id: str) -> list[dict[str, object]]:
+    return service.log_lines(path="/stream", request_id=request_id)
+
+
+def test_whose_id_a_request_has(proxy: Proxy) -> None:
+    """The proxy's: a client can't make its request look like another's in the log."""
+    chosen = "chosen-by-the-client"
+    found = []
+    for _ in range(2):
+        status, answer = asked(proxy, "/livez", "-H", f"X-Request-Id: {chosen}", "-D", "-")
+        assert status == 200
+        found.append(id_of(answer.splitlines()))
+    assert chosen not in found
+    assert re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", found[0])
+    assert found[0] != found[1]
 
 
 def test_pages_publish_behind_it(proxy: Proxy, channel: str) -> None:
@@ -212,3 +240,30 @@ def test_a_reload_of_the_proxy(service: LiveService, proxy: Proxy, channel: str)
             service.publish(channel, "after")
             assert later.read_until("data: ")[-1] == "data: after"
             assert curl.read_until("data: ")[-1] == "data: after"
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [(Nginx, False), (HastyCaddy, False), (HastyCaddy, True)],
+    ids=["nginx, gone", "caddy, gone", "caddy, without Redis"],
+)
+def test_streams_come_back_later(kind: type[Proxy], there: bool, tmp_path: Path) -> None:
+    """While no node can take a stream, an EventSource gets a 200 that tells it when to come back:
+    after any other status it would give up for ever. Publishers get an error. nginx leaves a node
+    without Redis where it is, and that refuses streams so itself.
+    """
+    with contextlib.ExitStack() as stack:
+        service = LiveService("redis://127.0.0.1:1")
+        if there:
+            stack.callback(service.stop)
+            service.start(ready=False)
+        proxy = stack.enter_context(kind(tmp_path, [service.port]))
+        if there:  # which asks after two seconds at the latest
+            until(lambda: asked(proxy, "/livez")[0] == 503, 5, "the node is out")
+        accept = ("-H", "Accept: text/event-stream", "-D", "-")
+        status, answer = asked(proxy, "/stream?channel=a", *accept)
+        assert status == 200
+        assert re.search(r"^retry: \d{4,}$", answer, re.MULTILINE)
+        assert "content-type: text/event-stream" in answer.lower()
+        if not there:
+            assert asked(proxy, "/channels/a", "-d", "x")[0] in (502, 503)
