@@ -402,6 +402,12 @@ def test_the_environment_is_the_processes_own(monkeypatch: pytest.MonkeyPatch) -
         ({"jwt_public_key": ("pem",)}, None),
         ({"jwt_jwks_url": "https://h"}, None),
         ({"redis_url": None, "jwt_jwks_url": "https://h"}, "REDIS_URL is not set"),
+        ({"publish_open": True, "idempotency_seconds": 29}, None),
+        (
+            {"publish_open": True, "idempotency_seconds": 29, "presence_channels": ("*",)},
+            "IDEMPOTENCY_SECONDS=29 is too short for PRESENCE_CHANNELS: set it to 30 or more",
+        ),
+        ({"publish_open": True, "idempotency_seconds": 30, "presence_channels": ("*",)}, None),
         ({"host": "0.0.0.0"}, "PUBLISH_OPEN=1"),
         ({"host": "0.0.0.0", "embedded": True}, "PUBLISH_OPEN=1"),
         ({"publish_open": True}, None),
