@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -470,6 +471,23 @@ def test_a_list_is_read_once_for_a_moment(make: Callable[..., Worker]) -> None:
         reading.forget()
     one.attendance.page("room.3", "", 1)
     assert set(one.attendance._readings) == {"room.3"}
+
+
+def test_a_lasting_refusal_is_told_once(
+    own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often it is tried, and though between two looks there is nothing to be refused."""
+    monkeypatch.setattr("service.presence.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("service.presence.LOOK_SECONDS", 0.05)
+    own_valkey.cli("ACL", "SETUSER", "default", "+@all", "-zrange")
+    one = Worker(own_valkey.url)
+    one.audience.report()
+    caplog.set_level(logging.WARNING)
+    greenlet = gevent.spawn(one.presence.run)
+    gevent.sleep(0.3)
+    greenlet.kill()
+    one.store.close()
+    assert len([text for text in caplog.messages if "presence can't be told" in text]) == 1
 
 
 def test_only_chosen_channels_tell_users(make: Callable[..., Worker]) -> None:
