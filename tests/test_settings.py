@@ -142,6 +142,7 @@ def test_values_are_read(name: str, text: str, field: str, value: object) -> Non
         ("HOST", "http://x", "an address or a host name"),
         ("WEB_CONCURRENCY", "0", "from 1 to 256"),
         ("HEARTBEAT_SECONDS", "0.1", "a number from 0.5 to 50"),
+        ("PRESENCE_GRACE_SECONDS", "1.4", "a number from 1.5 to 300"),
         ("HEARTBEAT_SECONDS", "nan", "a number from 0.5 to 50"),
         ("HEARTBEAT_SECONDS", "inf", "a number from 0.5 to 50"),
         ("MAX_EVENT_BYTES", "-1", "from 1 to"),
