@@ -45,11 +45,11 @@ def fail_first(attempt: int) -> int:
 
 def test_what_was_read_serves_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """All who ask at once or soon after get the same; later it is read anew."""
-    monkeypatch.setattr("service.shared_reading.KEPT_SECONDS", 0.1)
+    monkeypatch.setattr("service.shared_reading.KEPT_SECONDS", 0.3)
     reading = counted(lambda attempt: attempt)
     assert ask_together(reading) == [0] * 20
     assert (reading.get(), reading.is_over) == (0, False)
-    gevent.sleep(0.11)
+    gevent.sleep(0.31)
     assert reading.is_over
     assert reading.get() == 1
     reading.forget()
