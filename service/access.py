@@ -10,7 +10,7 @@ from service.authorizer import Authorizer
 from service.channels import SYS
 from service.errors import BadCredential, ExpiredCredential, NotGranted, Unauthorized
 from service.event import EventId
-from service.grants import Grant, selects
+from service.grants import Grant, selector, selects
 from service.keys import PublishKeys
 from service.revocations import Revocations
 from service.tickets import Tickets
@@ -94,16 +94,17 @@ class Access:
         return self._covering(grant, shown, channels)
 
     def lister(self, shown: Credentials) -> Callable[[str], bool]:
-        """Which channels may be listed: those of which `reader` would let the numbers be read.
+        """Which channels may be listed: those that a grant has itself, or all to administrate.
 
-        Nobody is asked. Raises as `publisher` does, also when nothing could be listed.
+        What is public isn't listed for that: a name that can't be guessed may be all that keeps it.
+        Nobody is asked. Raises as `publisher` does.
         """
         grant = self._reading(shown)
         if grant.admin:
             return lambda _: True
-        if grant == NOBODY and not self._public:
-            raise Unauthorized("no channel is public")
-        return lambda channel: grant.may_publish(channel) or self._is_open(channel, grant)
+        if grant == NOBODY:
+            raise Unauthorized("a list of channels wants a credential")
+        return selector((*grant.publish, *grant.subscribe))
 
     def _reading(self, shown: Credentials) -> Grant:
         """The grant of what is shown; in local mode everybody administrates."""

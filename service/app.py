@@ -6,8 +6,8 @@ from flask import Flask, request
 from gevent import monkey
 
 from service.errors import ConfigError
+from service.routes.audience import audience_routes
 from service.routes.channels import channel_routes
-from service.routes.counts import count_routes
 from service.routes.front import Front
 from service.routes.gate import Gate
 from service.routes.headers import harden
@@ -75,7 +75,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         publish_routes(gate, service.uploads, settings.max_event_bytes),
         upload_routes(service.uploads, gate),
         channel_routes(service.store, gate),
-        count_routes(service.store, service.audience, service.presence, gate),
+        audience_routes(
+            service.store, service.audience, service.presence, service.attendance, gate
+        ),
         ticket_routes(gate, settings.max_channels_per_stream),
         streams_routes(gate, service.close_streams),
         status_routes(service.hub, service.broker),

@@ -15,6 +15,7 @@ from itertools import count
 import gevent
 from gevent.event import Event as Wakeup
 
+from service.channels import SYS
 from service.counts import Counts
 from service.event import EventId
 from service.frame import RESET
@@ -184,12 +185,14 @@ class FanOut:
         if self._waiting_bytes <= WAITING_BYTES:
             self._room.set()
         countdown = SLICE_WRITES
+        of_sys = view.selection.channels == (SYS,)  # which stands alone
         for batch, receivers, more in view.take():
             frames = batch.frames
             if not one.frames and frames and frames[0].name != RESET:
                 one.first = frames[0].id
             one.frames += len(frames)
             counts.events += len(frames) * len(receivers)
+            counts.sys_events += len(frames) * len(receivers) * of_sys
             counts.sent_bytes += len(batch.plain) * len(receivers)
             countdown -= len(batch.plain) >> 10  # compressing 1 KiB takes as long as a write
             for subscriber in receivers:

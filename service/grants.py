@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,13 @@ class Grant:
 def selects(patterns: Iterable[str], channel: str) -> bool:
     """Whether any of `patterns` selects `channel`."""
     return any(_compiled(pattern).matches(channel) for pattern in patterns)
+
+
+def selector(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """The same, made ready for many channels: only patterns with a star are tried one by one."""
+    names = {pattern for pattern in patterns if "*" not in pattern}
+    matches = [_compiled(pattern).matches for pattern in patterns if "*" in pattern]
+    return lambda channel: channel in names or any(matching(channel) for matching in matches)
 
 
 def check_subject(user: str) -> None:

@@ -130,7 +130,7 @@ class Hub:
             if channel == CONTROL:
                 self._obey(frame)
             elif channel == SYS:
-                self._count_own()
+                self._counts.sys_received += 1
             more_bytes = len(frame.data)  # of the first view, as all share them
             for view in self._views_of.get(channel, ()):
                 if view.collect(frame):
@@ -140,12 +140,6 @@ class Hub:
                     # As good as lost: say so.
                     view.push(self._reset_frame(view, [channel], Loss.LOST))
                     self.fan_out.add(view)
-
-    def _count_own(self) -> None:
-        """An event of `$sys` has come, which is nobody's traffic."""
-        views = self._views_of.get(SYS, ())
-        self._counts.sys_received += 1
-        self._counts.sys_events += sum(len(view.subscribers) for view in views)
 
     def _written(self, view: View) -> None:
         self._heartbeat.plan(view)

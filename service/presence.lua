@@ -5,12 +5,13 @@
 -- KEYS[2]  workers that hold users, a set
 -- KEYS[3]  the users that the worker of `hold` has streams of, a set of <channel>/<user>
 -- KEYS[4+] for each user of this call the users of the channel: a hash of user -> entry
--- ARGV[1]  hold, claim or told
+-- ARGV[1]  hold, claim, told or forget
 -- ARGV[2]  hold, told: milliseconds that a user without streams stays; claim: milliseconds that
 --          whoever claims a change has for telling it
--- ARGV[3]  hold: the worker; else ''
+-- ARGV[3]  hold, forget: the worker; else ''
 -- ARGV[4+] for each user four: channel, user, and for `hold` how many streams of that user the
---          worker has and a text about the user; for `told` the generation that was claimed, and ''
+--          worker has and a text about the user; for `told` the generation and the change that were
+--          claimed. `forget` has none
 -- Returns for `claim` of each change that is now the caller's to tell: the number of its user,
 -- 'join' or 'leave', its generation and the text.
 --
@@ -80,12 +81,12 @@ local function claim(entry, member)
   return entry, entry.s == 'joining' and 'join' or 'leave'
 end
 
-local function told(entry, member, generation)
+local function told(entry, member, generation, change)
   if not entry or entry.g ~= generation then return SAME end
-  if entry.s == 'joining' then
+  if entry.s == 'joining' and change == 'join' then
     entry.s = 'here'
     look_at(member, not is_held(entry) and now + milliseconds)
-  elseif entry.s == 'leaving' then
+  elseif entry.s == 'leaving' and change == 'leave' then
     if not is_held(entry) then
       look_at(member)
       return nil
@@ -94,6 +95,10 @@ local function told(entry, member, generation)
     look_at(member, now)
   end
   return entry
+end
+
+if operation == 'forget' and redis.call('EXISTS', KEYS[3]) == 0 then
+  redis.call('SREM', KEYS[2], worker)
 end
 
 local does = {hold = hold, claim = claim, told = told}

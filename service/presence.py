@@ -1,25 +1,25 @@
-"""Who is on a channel, over all workers: `$join` and `$leave`, once for each user, and a list."""
+"""Who is on a channel, over all workers: `$join` and `$leave`, once for each user."""
 
 from __future__ import annotations
 
 import contextlib
-import heapq
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 
 from service.audience import Audience
 from service.channels import is_channel
+from service.complaint import Complaint
 from service.errors import ChannelEnded, IdempotencyConflict, PushlineError, RedisError
 from service.event import ServiceEvent
 from service.fan_out import give_way
 from service.grants import selects
-from service.presence_store import USERS, Change, Place, PresenceStore, Present
+from service.presence_store import USERS, Change, Place, PresenceStore
 from service.publication import Publication
 from service.stream_reports import StreamReports
 from service.tally import Tally
@@ -46,14 +46,6 @@ CREDENTIAL = "$presence"
 Publish = Callable[[Sequence[Publication]], object]
 
 
-class Attendance(NamedTuple):
-    """Users of a channel, of how many, and the streams that no user is known of."""
-
-    users: list[Present]
-    total: int
-    anonymous: int
-
-
 class Presence:
     """Follows the users of the channels that `patterns` select.
 
@@ -78,6 +70,7 @@ class Presence:
         self._infos: dict[Place, str] = {}
         self._told_as = ""
         self._look_at = 0.0
+        self._complaint = Complaint(log, "presence can't be told")
 
     def covers(self, channel: str) -> bool:
         """Whether it is followed who is on `channel`. Companions have no companions."""
@@ -111,15 +104,23 @@ class Presence:
         while True:
             gevent.sleep(TICK_SECONDS)
             try:
-                self.tick()
+                if self.tick():
+                    self._complaint.over()
             except RedisError as error:
-                log.debug("presence can't be told: %s", error)
+                self._complaint.failed(error)
 
-    def tick(self) -> None:
-        """Tell Redis what has changed here, and look what else is to be told; raises RedisError."""
-        if self._audience.worker and (self._hold() or time.monotonic() >= self._look_at):
-            self._look_at = time.monotonic() + LOOK_SECONDS
-            self._look()
+    def tick(self) -> bool:
+        """Tell Redis what has changed here, and look what else is to be told.
+
+        Returns whether there was any need to; raises RedisError.
+        """
+        if not self._audience.worker:
+            return False
+        if not self._hold() and time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._look()
+        return True
 
     def withdraw(self) -> None:
         """This worker stops, and its streams have ended: say so. Raises RedisError."""
@@ -154,7 +155,7 @@ class Presence:
         for worker in self._reports.dead():
             while places := self._store.held_by(worker):
                 self._store.hold(worker, [(place, 0, "") for place in places])
-            self._reports.forget([worker])
+            self._store.forget(worker)
         while self._tell():
             give_way()
 
@@ -177,22 +178,6 @@ class Presence:
                 # It is told already, with what was known then; or nobody is to hear more.
                 with contextlib.suppress(IdempotencyConflict, ChannelEnded):
                     self._publish([one])
-
-    def attendance(self, channel: str, after: str, at_most: int) -> Attendance:
-        """The users of `channel`, those after the name `after` in order. Raises RedisError."""
-        named: dict[str, int] = {}
-        total = 0
-        first: list[Present] = []
-        for page in self._store.pages(channel):
-            # A hash that is just growing shows some of its fields twice.
-            new = [one for one in page if one.user not in named]
-            named.update((one.user, one.streams) for one in new)
-            here = [one for one in new if one.listed]
-            total += len(here)
-            later = [one for one in here if one.user > after]
-            first = heapq.nsmallest(at_most, [*first, *later])
-        anonymous = max(0, self._audience.streams(channel) - sum(named.values()))
-        return Attendance(first, total, anonymous)
 
 
 def companion(channel: str) -> str:

@@ -78,13 +78,17 @@ class PresenceStore:
 
     def told(self, changes: Sequence[Change]) -> None:
         """All who listen know of `changes`."""
-        users = [(*one.place, one.generation, "") for one in changes]
+        users = [(*one.place, one.generation, "join" if one.joined else "leave") for one in changes]
         self._call("told", self._grace, "", users)
 
     def held_by(self, worker: str) -> list[Place]:
         """Some of the places where `worker` has streams; none when it has nowhere any."""
         read = ("SRANDMEMBER", self._names.held(worker), USERS)
         return [_place(one) for one in checked(self._pool.run([read]))[0]]
+
+    def forget(self, worker: str) -> None:
+        """Remember `worker` no longer if it holds nobody; one that is alive comes back."""
+        self._call("forget", 0, worker, [])
 
     def pages(self, channel: str) -> Iterator[list[Present]]:
         """The users of a channel, in pieces; one may come twice."""

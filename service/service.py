@@ -13,6 +13,7 @@ import gevent
 from service import sockets
 from service.access import Access
 from service.addresses import StreamLimits
+from service.attendance import AttendanceReader
 from service.audience import Audience
 from service.authorizer import Authorizer
 from service.broker import FOLLOW_SECONDS, Broker
@@ -121,15 +122,7 @@ class Service:
             settings.max_connections, per_address, settings.max_connections_per_user
         )
         self.connects = RateLimit(0 if settings.local else settings.max_connects_per_second_per_ip)
-        reports = StreamReports(self.store.pool, names)
-        self.audience = Audience(reports)
-        self.presence = Presence(
-            PresenceStore(self.store.pool, names, settings.presence_grace_seconds),
-            reports,
-            self.audience,
-            self.broker.publish,
-            settings.presence_channels,
-        )
+        self._make_audience(settings, names)
         self.streams = OpenStreams(
             self._expire,
             self.follower_store.seconds_at,
@@ -146,6 +139,19 @@ class Service:
             IteratorOutlet, self.ended, self.hub.slow, outbox_bytes=settings.outbox_bytes
         )
         self._greenlets: list[gevent.Greenlet[[], None]] = []
+
+    def _make_audience(self, settings: Settings, names: RedisNames) -> None:
+        reports = StreamReports(self.store.pool, names)
+        self.audience = Audience(reports, lambda: self.broker.born)
+        users = PresenceStore(self.store.pool, names, settings.presence_grace_seconds)
+        self.attendance = AttendanceReader(users, self.audience, self.store.clock)
+        self.presence = Presence(
+            users,
+            reports,
+            self.audience,
+            self.broker.publish,
+            settings.presence_channels,
+        )
 
     def _make_sockets(self, settings: Settings) -> sockets.Sockets:
         return sockets.Sockets(
@@ -244,9 +250,9 @@ class Service:
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.metrics.flush()
-        with contextlib.suppress(RedisError):
-            self.presence.withdraw()
-            self.audience.withdraw()
+        for withdraw in (self.presence.withdraw, self.audience.withdraw):
+            with contextlib.suppress(RedisError):
+                withdraw()
         self.store.close()
         self.follower_store.close()
 

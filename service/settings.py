@@ -33,6 +33,9 @@ RESERVED_FILES = 1000
 MOST_FILES = 1_048_576
 """Where the file limit is endless or absurd, streams are planned for this many."""
 
+TELLING_SECONDS = 30
+"""For how long workers may try to tell a change of presence again: it must stay one event."""
+
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -175,7 +178,7 @@ class Settings(AccessSettings):
     presence_grace_seconds: float = setting(
         "PRESENCE_GRACE_SECONDS",
         5.0,
-        number(0.5, 300),
+        number(1.5, 300),
         "how long somebody without a stream is still there",
     )
     cors_origins: tuple[str, ...] = setting(
@@ -253,6 +256,11 @@ class Settings(AccessSettings):
                 " or start a private one with `python -m service serve`"
             )
         self.check_publishing()
+        if self.presence_channels and self.idempotency_seconds < TELLING_SECONDS:
+            raise ConfigError(
+                f"IDEMPOTENCY_SECONDS={self.idempotency_seconds} is too short"
+                f" for PRESENCE_CHANNELS: set it to {TELLING_SECONDS} or more"
+            )
 
     def check_publishing(self) -> None:
         """Raise ConfigError in production when nobody has said who may publish."""

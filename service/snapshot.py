@@ -9,10 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gevent
-
 from service.channels import SYS
 from service.counts import LATENCY_SECONDS, Counts
+from service.fan_out import give_way
 from service.following import Followed
 from service.metrics import resident_bytes
 from service.version import VERSION
@@ -99,7 +98,7 @@ def _streams_of(followed: Sequence[tuple[str, Followed]]) -> tuple[int, list[tup
     top: list[tuple[int, str]] = []
     for start in range(0, len(followed), CHANNELS_AT_ONCE):
         if start:
-            gevent.sleep(0)
+            give_way()
         some = followed[start : start + CHANNELS_AT_ONCE]
         found = [(one.streams, name) for name, one in some if one.streams and name[0] != "$"]
         channels += len(found)

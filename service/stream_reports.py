@@ -58,11 +58,6 @@ class StreamReports:
         found = checked(self._pool.run(("EXISTS", self._names.report(one)) for one in workers))
         return [worker for worker, there in zip(workers, found, strict=True) if not there]
 
-    def forget(self, workers: list[str]) -> None:
-        """Remember no longer that there were these workers; one that is alive comes back."""
-        if workers:
-            checked(self._pool.run([("SREM", self._names.workers, *workers)]))
-
     def streams(self, channel: str) -> int:
         """How many streams `channel` has on all workers."""
         reads = [("HGET", self._names.report(one), channel) for one in self._workers()]

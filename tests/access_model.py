@@ -196,9 +196,12 @@ def refusal_after_asking(mode: Mode, shown: Shown, route: Route, channel: str) -
     """
     if shown.fault == "expired_credential":
         return shown.fault
-    if shown.fault == "cannot_authorize" and route.right != "list":
+    if route.right == "list":  # nobody is asked
+        good = not shown.fault and shown.place not in ("nowhere", "session")
+        return "" if good else "no_credential"
+    if shown.fault == "cannot_authorize":
         return shown.fault
-    if channel in mode.subscribe or route.right == "list" or may(shown, route, channel):
+    if channel in mode.subscribe or may(shown, route, channel):
         return ""
     if shown.place == "session":
         return shown.fault or "not_granted"
@@ -224,7 +227,7 @@ def may(whose: Mode | Shown, route: Route, channel: str) -> bool:
     if route.right == "admin":
         return whose.admin
     if route.right == "list":
-        return True
+        return whose.admin or isinstance(whose, Shown)
     if route.right == "count":  # that anybody may publish is no reason to tell anybody
         publish = whose.publish if isinstance(whose, Shown) else NONE
         return whose.admin or channel in whose.subscribe | publish

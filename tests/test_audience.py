@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ import pytest
 
 from service.audience import Audience
 from service.errors import RedisError
+from service.event import EventId
 from service.fan_out import give_way
 from service.redis_store import RedisStore
 from service.stream_reports import StreamReports
@@ -161,6 +163,94 @@ def test_an_unanswered_write_is_no_loss(make: Callable[[], Audience]) -> None:
         one.withdraw()
 
 
+def test_a_redis_that_hangs_costs_all_who_wait_one_attempt(
+    stores: Callable[[str], RedisStore], own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests for a list don't queue up, each with its own time limit."""
+    monkeypatch.setattr("service.redis_pool.REPLY_SECONDS", 0.3)
+    one = Audience(StreamReports(stores(own_valkey.url).pool, NAMES))
+    one.report()
+    own_valkey.stop_process()
+    try:
+        listings = [gevent.spawn(one.list, 10, every) for _ in range(50)]
+        gevent.joinall(listings, timeout=3)
+    finally:
+        own_valkey.cont()
+    assert all(isinstance(listing.exception, RedisError) for listing in listings)
+
+
+def test_the_services_own_channels_do_not_count(make: Callable[[], Audience]) -> None:
+    """Nobody is told that somebody watches: `$sys` is on no list, and in no sum."""
+    one = make()
+    one.opened(["$sys"])
+    one.opened(["a"])
+    one.report()
+    assert one.list(10, every) == ([("a", 1)], 1, 1)
+    one.closed(["$sys"])
+    one.closed(["a"])
+    one.report()
+    one._totals.forget()
+    assert one.list(10, every) == ([], 0, 0)
+
+
+def test_a_slow_choice_holds_nobody_up(make: Callable[[], Audience]) -> None:
+    """A credential may have a thousand patterns: others run by the clock, not by channels."""
+    one = make()
+    one.opened([f"channel-{number}" for number in range(100)])
+    one.report()
+
+    def shown(_: str) -> bool:
+        busy_until = time.thread_time() + 0.0005
+        while time.thread_time() < busy_until:
+            pass
+        return True
+
+    def choose(audience: Audience) -> None:
+        audience.list(10, shown)
+
+    assert longest_stall(choose, one) < STALL_SECONDS
+
+
+def test_a_failover_begins_a_new_report(make: Callable[[], Audience]) -> None:
+    """Though nothing of the report is missing: something else may be that hangs on its name."""
+    born = EventId(1, 0)
+    one = make()
+    one._born = lambda: born
+    one._began = born
+    one.opened(["a"])
+    one.report()
+    name = one.worker
+    one.report()
+    assert one.worker == name
+    born = EventId(2, 0)
+    one.report()
+    assert one.worker not in ("", name)
+    assert one.streams("a") == 1
+    name = one.worker
+    one.report()
+    assert one.worker == name
+
+
+@pytest.mark.parametrize("refused", ["+@all -hset", "+@all"])
+def test_a_lasting_refusal_is_told_once(
+    stores: Callable[[str], RedisStore],
+    own_valkey: Valkey,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refused: str,
+) -> None:
+    """An ACL without a command that reports want makes one warning, however often it is tried."""
+    monkeypatch.setattr("service.audience.TICK_SECONDS", 0.02)
+    own_valkey.cli("ACL", "SETUSER", "default", *refused.split())
+    one = Audience(StreamReports(stores(own_valkey.url).pool, NAMES))
+    caplog.set_level(logging.WARNING)
+    greenlet = gevent.spawn(one.run)
+    gevent.sleep(0.3)
+    greenlet.kill()
+    warnings = [text for text in caplog.messages if "the streams can't be reported" in text]
+    assert len(warnings) == ("-hset" in refused)
+
+
 class Watch:
     """A greenlet that notes the longest CPU time that others took without a break, in seconds."""
 
@@ -201,7 +291,7 @@ def tell_all(audience: Audience) -> None:
 
 def list_all(audience: Audience) -> None:
     """Have it read and list all channels."""
-    audience._totals_until = 0.0
+    audience._totals.forget()
     assert audience.list(100, every)[1:] == (MANY, MANY)
 
 

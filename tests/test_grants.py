@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.grants import MAX_PATTERNS, Grant, selects
+from service.grants import MAX_PATTERNS, Grant, selector, selects
 
 
 def test_a_grant_covers_what_its_patterns_select() -> None:
@@ -46,6 +46,13 @@ def test_nobody_may_do_anything() -> None:
 def test_patterns(patterns: list[str], channel: str, selected: bool) -> None:
     """Any one pattern is enough; a dot is a dot."""
     assert selects(patterns, channel) is selected
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "b.c", "ab", "x", "a.b.c", "$sys"])
+def test_a_selector_selects_the_same(name: str) -> None:
+    """Patterns that are made ready for many channels select what they select one by one."""
+    for patterns in ([], ["a"], ["a.*", "x"], ["*.c", "ab"], ["*"], ["a", "b.*.c", "a*b"]):
+        assert selector(patterns)(name) == selects(patterns, name)
 
 
 def test_a_grant_is_read_from_claims() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import service.fan_out
 from service.batch import MAX_BATCH_BYTES
+from service.channels import SYS
 from service.control import CONTROL
 from service.event import FIRST_ID, EventId
 from service.frame import Frame
@@ -87,6 +88,22 @@ class Client:
     def events(self) -> list[str]:
         """The data of all events that came."""
         return event_data(parse_stream(self.data))
+
+
+def test_what_of_the_events_is_nobodys(hub: Hub) -> None:
+    """The service's own count as they are written: not for who wants other names, or has left."""
+    counts = hub._counts
+    stays, leaves = Client(hub, SYS), Client(hub, SYS)
+    Client(hub, SYS, names=frozenset({"x"}))
+    Client(hub, "a")
+    for channel in (SYS, SYS, "a"):
+        hub.collect([(channel, Frame(None, "message", b"data: x\n\n"))])
+    leaves.subscriber.end(Ending.CLIENT_LEFT)
+    Client(hub, SYS)
+    hub.fan_out.write()
+    assert len(stays.events) == 2
+    assert (counts.sys_events, counts.events) == (2, 3)
+    assert (counts.sys_received, counts.received) == (2, 3)
 
 
 def make_hub(obey: Callable[[Frame], None] = lambda _: None, **changes: float) -> Hub:

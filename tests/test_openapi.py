@@ -195,6 +195,7 @@ def test_who_wants_a_credential_is_the_services_own(
     assert ({} in made["/publish"]["post"]["security"]) == publishing
     assert ({} in made["/stream"]["get"]["security"]) == streaming
     assert ({} in made["/streams"]["delete"]["security"]) == administrating
+    assert ({} in made["/channels"]["get"]["security"]) == administrating
     assert made["/livez"]["get"]["security"] == []
 
 

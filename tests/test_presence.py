@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gevent
 import pytest
 
+from service.attendance import Attendance, AttendanceReader
 from service.audience import Audience
 from service.errors import OutcomeUnknown
 from service.event import FIRST_ID, EventId
 from service.presence import Presence, companion, publication_of
-from service.presence_store import Place, PresenceStore
+from service.presence_store import Place, PresenceStore, Present
 from service.publication import Publication, Receipt
 from service.stream_reports import StreamReports
 from tests.nodes import NAMES, end, make_store
@@ -31,8 +33,10 @@ class Worker:
     def __init__(self, url: str, patterns: Sequence[str] = ("room.*",)) -> None:
         self.store = make_store(url)
         self.reports = StreamReports(self.store.pool, NAMES)
-        self.audience = Audience(self.reports)
+        self.born = FIRST_ID
+        self.audience = Audience(self.reports, lambda: self.born)
         self.kept = PresenceStore(self.store.pool, NAMES, GRACE_SECONDS)
+        self.attendance = AttendanceReader(self.kept, self.audience, self.store.clock)
         self.presence = Presence(self.kept, self.reports, self.audience, self.publish, patterns)
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt]:
@@ -67,7 +71,12 @@ class Worker:
 
     def users(self, channel: str = ROOM) -> list[str]:
         """Who is listed."""
-        return [one.user for one in self.presence.attendance(channel, "", 1000).users]
+        return [one.user for one in self.list(channel).users]
+
+    def list(self, channel: str = ROOM, after: str = "", at_most: int = 1000) -> Attendance:
+        """The list, as it is now."""
+        self.attendance._readings.clear()
+        return self.attendance.page(channel, after, at_most)
 
 
 @pytest.fixture
@@ -305,7 +314,7 @@ def test_what_is_known_later_changes_no_event(make: Callable[..., Worker], valke
     due_now(valkey)
     two.tick()
     assert two.told() == ["$join ana"]
-    (ana,) = two.presence.attendance(ROOM, "", 10).users
+    (ana,) = two.list().users
     assert (ana.info, ana.streams) == ('"new"', 2)
     assert valkey.cli("ZCARD", CHANGING) == 0
 
@@ -357,6 +366,130 @@ def test_an_emptied_redis_gets_everybody_again(make: Callable[..., Worker], valk
     assert two.users() == ["ana", "bob"]
 
 
+def test_what_a_failover_has_lost_is_told_anew(make: Callable[..., Worker], valkey: Valkey) -> None:
+    """A replica that takes over may lack the last that a worker told of its users, while no report
+    shows it: who has left since leaves once more, and who has come joins.
+    """
+    one, two = make(), make()
+    one.open("ana")
+    one.tick()
+    two.tick()
+    keys = (NAMES.present(ROOM), NAMES.held(one.audience.worker))
+    before = [valkey.cli("DUMP", key) for key in keys]
+    one.close("ana")
+    one.open("bob")
+    one.audience.report()
+    one.presence._hold()
+    for key, state in zip(keys, before, strict=True):
+        valkey.cli("RESTORE", key, 0, state, "REPLACE")
+    valkey.cli("DEL", CHANGING)
+    for worker in (one, two):
+        worker.born = EventId(2, 0)
+    for _ in range(2):
+        for worker in (one, two):
+            worker.tick()
+        wait_grace()
+    assert two.told() == ["$join ana", "$join bob", "$leave ana"]
+    assert two.users() == ["bob"]
+
+
+def test_the_last_word_of_who_was_taken_for_dead_counts(make: Callable[..., Worker]) -> None:
+    """It may come when all that the worker held was just taken away: it isn't forgotten then."""
+    slow, other = make(), make()
+    slow.open("ana")
+    slow.tick()
+    name = slow.audience.worker
+    slow.die()
+    held_by = other.kept.held_by
+
+    def late(worker: str) -> list[Place]:
+        places = held_by(worker)
+        if not places:
+            slow.kept.hold(name, [(Place(ROOM, "bob"), 1, "")])
+        return places
+
+    other.kept.held_by = late  # type: ignore[method-assign]
+    other.tick()
+    other.kept.held_by = held_by  # type: ignore[method-assign]
+    other.tick()
+    wait_grace()
+    other.tick()
+    assert other.users() == []
+    assert other.reports.dead() == []
+
+
+def test_a_late_word_is_of_its_own_change(make: Callable[..., Worker], valkey: Valkey) -> None:
+    """Who says that a join was told, long after another said so, doesn't mean the leave."""
+    late, other = make(), make()
+    late.open("ana")
+    late.audience.report()
+    late.presence._hold()
+    joins = late.kept.claim()
+    due_now(valkey)
+    other.tick()
+    late.close("ana")
+    late.presence._hold()
+    wait_grace()
+    (leave,) = other.kept.claim()
+    assert not leave.joined
+    late.kept.told(joins)
+    due_now(valkey)
+    other.tick()
+    assert other.told() == ["$join ana", "$leave ana"]
+
+
+def test_a_list_is_read_once_for_a_moment(make: Callable[..., Worker]) -> None:
+    """All pages of all who ask are of one reading, from the same id on; other channels have their
+    own, and none is kept for longer.
+    """
+    one = make()
+    one.open("ana")
+    one.open("bob")
+    one.tick()
+    first = one.list(at_most=1)
+    reads: list[str] = []
+    pages = one.kept.pages
+
+    def noted(channel: str) -> Iterator[list[Present]]:
+        reads.append(channel)
+        return pages(channel)
+
+    one.kept.pages = noted  # type: ignore[method-assign]
+    one.open("cleo")
+    one.tick()
+    again = gevent.joinall(
+        [gevent.spawn(one.attendance.page, ROOM, "ana", 1) for _ in range(5)], raise_error=True
+    )
+    assert {greenlet.get().users[0].user for greenlet in again} == {"bob"}
+    assert {greenlet.get().last_id for greenlet in again} == {first.last_id}
+    assert reads == []
+    assert one.attendance.page("room.2", "", 1).total == 0
+    one.attendance._readings[ROOM].forget()
+    assert one.attendance.page(ROOM, "", 10).total == 3
+    assert reads == ["room.2", ROOM]
+    for reading in one.attendance._readings.values():
+        reading.forget()
+    one.attendance.page("room.3", "", 1)
+    assert set(one.attendance._readings) == {"room.3"}
+
+
+def test_a_lasting_refusal_is_told_once(
+    own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often it is tried, and though between two looks there is nothing to be refused."""
+    monkeypatch.setattr("service.presence.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("service.presence.LOOK_SECONDS", 0.05)
+    own_valkey.cli("ACL", "SETUSER", "default", "+@all", "-zrange")
+    one = Worker(own_valkey.url)
+    one.audience.report()
+    caplog.set_level(logging.WARNING)
+    greenlet = gevent.spawn(one.presence.run)
+    gevent.sleep(0.3)
+    greenlet.kill()
+    one.store.close()
+    assert len([text for text in caplog.messages if "presence can't be told" in text]) == 1
+
+
 def test_only_chosen_channels_tell_users(make: Callable[..., Worker]) -> None:
     """No pattern, no user, a companion, or a name too long for one: nothing is told."""
     one = make()
@@ -382,7 +515,7 @@ def test_streams_without_a_user_are_counted(make: Callable[..., Worker]) -> None
     two.open("")
     for worker in (one, two):
         worker.tick()
-    users, total, anonymous = two.presence.attendance(ROOM, "", 10)
+    users, total, anonymous, _ = two.list()
     assert [(user.user, user.streams) for user in users] == [("ana", 2), ("bob", 1)]
     assert (total, anonymous) == (2, 3)
 
@@ -394,10 +527,10 @@ def test_a_list_has_pages(make: Callable[..., Worker]) -> None:
     for name in reversed(names):
         one.open(name)
     one.tick()
-    users, total, _ = one.presence.attendance(ROOM, "", 100)
+    users, total, _, _ = one.list(at_most=100)
     assert [user.user for user in users] == names[:100]
     assert total == 700
-    users, total, _ = one.presence.attendance(ROOM, names[649], 100)
+    users, total, _, _ = one.list(after=names[649], at_most=100)
     assert [user.user for user in users] == names[650:]
     assert total == 700
 

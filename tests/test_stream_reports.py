@@ -49,18 +49,19 @@ def test_a_report_expires_with_its_worker(reports: StreamReports, valkey: Valkey
 
 
 def test_the_dead_are_known(reports: StreamReports, valkey: Valkey) -> None:
-    """Who has had a report and has none any more is dead, until that is taken note of."""
+    """Who has had a report and has none any more is dead; who reports again isn't."""
     for worker in ("w1", "w2", "w3"):
         reports.write(worker, 1, {"a": 1})
     reports.withdraw("w1")
     valkey.cli("DEL", NAMES.report("w2"))
     assert sorted(reports.dead()) == ["w1", "w2"]
     assert reports.streams("a") == 1
-    reports.forget(["w1", "w2"])
-    assert reports.dead() == []
-    reports.forget(["w3"])
+    reports.write("w1", 2, {})
+    assert reports.dead() == ["w2"]
+    valkey.cli("SREM", NAMES.workers, "w3")
+    assert reports.streams("a") == 0
     reports.write("w3", 2, {})
-    assert reports.streams("a") == 1, "who is alive comes back"
+    assert reports.streams("a") == 1, "who was forgotten comes back"
 
 
 def test_all_channels_are_read_in_pages(reports: StreamReports) -> None:

@@ -180,7 +180,10 @@ def test_the_busiest_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     followed[-1][1].streams = 1000
     gauges = {f"pushline_{name}": 0.0 for name in ("redis_up", "views", "slow_connections")}
     gauges |= {"pushline_connections": 1001.0, "pushline_send_buffer_bytes": 0.0}
+    ways: list[int] = []
+    monkeypatch.setattr("service.snapshot.give_way", lambda: ways.append(1))
     found = Snapshots("w", Counts(), 0).take(gauges, followed, draining=False)
+    assert len(ways) == 14, "others run also whose socket is ready"
     assert found["channels"] == 99
     assert found["streams"] == 1
     assert [streams for _, streams in found["top"]] == [*range(99, 99 - BUSIEST, -1)]

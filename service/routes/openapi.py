@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 
 from service.routes.fixed import FixedAnswer
 from service.routes.openapi_answers import problem_schema, problems, told
-from service.routes.openapi_counts import count_operations, count_schemas
+from service.routes.openapi_audience import audience_operations, audience_schemas
 from service.routes.openapi_facts import Facts, security_schemes
 from service.routes.openapi_operations import Operation, operations
 from service.routes.openapi_schemas import Schema, schemas
@@ -42,7 +42,7 @@ def openapi_routes(document: Schema) -> Blueprint:
 def document(facts: Facts) -> Schema:
     """The whole interface."""
     paths: dict[str, Schema] = {}
-    for one in (*operations(facts), *count_operations(facts)):
+    for one in (*operations(facts), *audience_operations(facts)):
         method, _, path = one.route.partition(" ")
         at = paths.setdefault(path, {})
         at[method.lower()] = _operation(one)
@@ -55,7 +55,7 @@ def document(facts: Facts) -> Schema:
         "components": {
             "schemas": {
                 **schemas(facts.max_event_bytes),
-                **count_schemas(),
+                **audience_schemas(),
                 "Problem": problem_schema(),
             },
             "responses": dict(problems()),

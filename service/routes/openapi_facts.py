@@ -46,6 +46,11 @@ class Facts:
         """What streams want."""
         return self.login("bearer", "cookie", "ticket", anyone=self.anyone_streams)
 
+    @property
+    def listing(self) -> list[Schema]:
+        """What a list of channels wants."""
+        return self.login("bearer", "cookie", "ticket", anyone=self.anyone_administrates)
+
 
 def security_schemes(cookie_name: str) -> Schema:
     """The ways to show a credential."""

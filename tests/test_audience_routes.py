@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from service.errors import RedisError
+from service.event import EventId
 from service.grants import MAX_INFO_BYTES
 from tests.applications import Application, Make, check_problem, making
 from tests.credentials import KEY, SECRET, bearer, cookie, token
@@ -51,7 +53,8 @@ def app(make: Make) -> Application:
 def get(app: Application, path: str, credential: str = KEY) -> dict[str, Any]:
     """What a route answers to a credential."""
     app.service.audience.report()
-    app.service.audience._totals_until = 0.0
+    app.service.audience._totals.forget()
+    app.service.attendance._readings.clear()
     response = app.client.get(path, headers=bearer(credential) if credential else {})
     assert response.status_code == 200, response.text
     assert response.headers["Cache-Control"] == "no-store"
@@ -91,7 +94,7 @@ def test_a_worker_that_stops_takes_its_streams_back(app: Application, make: Make
 
 
 def test_channels_are_listed_for_whom_they_are_meant(app: Application) -> None:
-    """Each sees those that it may stream or publish to, and the public ones; `admin` sees all."""
+    """Each sees those that it may stream or publish to by itself; `admin` sees all."""
     everything = token(subscribe=["*"])
     streams = [
         app.stream(f"channel={name}", **bearer(everything))
@@ -100,9 +103,10 @@ def test_channels_are_listed_for_whom_they_are_meant(app: Application) -> None:
     names = {
         KEY: ["room.1", "other", "public.a", "room.2"],
         token(admin=True): ["room.1", "other", "public.a", "room.2"],
-        token(subscribe=["room.*"]): ["room.1", "public.a", "room.2"],
-        token(publish=["other"]): ["other", "public.a"],
-        "": ["public.a"],
+        token(subscribe=["room.*"]): ["room.1", "room.2"],
+        token(publish=["other"]): ["other"],
+        token(subscribe=["public.*"], publish=["other"]): ["other", "public.a"],
+        token("ana"): [],
     }
     for credential, expected in names.items():
         body = get(app, "/channels", credential)
@@ -117,17 +121,52 @@ def test_channels_are_listed_for_whom_they_are_meant(app: Application) -> None:
     assert get(app, "/channels") == {"channels": [], "total": 0, "streams": 0}
 
 
-def test_nobody_lists_channels_that_are_nobodys(make: Make) -> None:
-    """Where no channel is public, a list wants a credential."""
-    app = make(publish_open=False, publish_keys=((KEY, ("*",)),), public_channels=())
+@pytest.mark.parametrize("public", [(), ("public.*",), ("*",)])
+@pytest.mark.parametrize("publish_open", [False, True])
+def test_a_list_wants_a_credential(make: Make, public: tuple[str, ...], publish_open: bool) -> None:
+    """Whatever is public: a name that can't be guessed must not be told to everybody."""
+    keys = ((KEY, ("*",)),)
+    app = make(publish_open=publish_open, publish_keys=keys, public_channels=public)
     check_problem(app.client.get("/channels"), 401, "no_credential")
+
+
+def test_who_watches_is_not_listed(app: Application) -> None:
+    """`$sys` is no channel that anybody else could name."""
+    admin = token(admin=True)
+    with contextlib.closing(app.stream("channel=$sys", **bearer(admin))):
+        for credential in (admin, KEY):
+            assert get(app, "/channels", credential) == {"channels": [], "total": 0, "streams": 0}
+
+
+def test_a_failure_to_take_users_back_keeps_no_streams(app: Application, make: Make) -> None:
+    """When a worker that stops can't tell of its users, its streams count no more all the same."""
+    other = make(presence_channels=("room.*",))
+    with contextlib.closing(other.stream("channel=room.1")):
+        until(lambda: get(app, "/channels/room.1")["streams"] == 1, 3, "it is counted")
+
+        def fail() -> None:
+            raise RedisError
+
+        other.service.presence.withdraw = fail  # type: ignore[method-assign]
+        other.service.stop()
+        assert get(app, "/channels/room.1")["streams"] == 0
+
+
+def test_a_worker_reports_anew_when_redis_has_changed(app: Application) -> None:
+    """The report goes with what the follower knows of Redis's data."""
+    until(lambda: app.client.get("/readyz").status_code == 200, 10, "it is ready")
+    get(app, "/channels")
+    name = app.service.audience.worker
+    app.service.broker._follower.born = EventId(2**41, 0)
+    get(app, "/channels")
+    assert app.service.audience.worker != name
 
 
 @pytest.mark.parametrize("query", BAD_LIMITS)
 @pytest.mark.parametrize("path", ["/channels", "/channels/public.a/presence"])
 def test_bad_limits_are_named(app: Application, path: str, query: str) -> None:
     """A limit that can't be used is the client's mistake."""
-    response = app.client.get(f"{path}?{query}")
+    response = app.client.get(f"{path}?{query}", headers=bearer(KEY))
     assert check_problem(response, 400, "bad_parameter")["fix"]
 
 
@@ -140,10 +179,10 @@ def test_no_user_has_so_long_a_name(app: Application) -> None:
 
 def test_a_lost_redis_is_said(make: Make, own_valkey: Valkey) -> None:
     """No number is made up."""
-    app = make(own_valkey.url, presence_channels=("*",))
+    app = make(own_valkey.url, presence_channels=("*",), publish_keys=((KEY, ("*",)),))
     own_valkey.kill()
     for path in ("/channels", "/channels/a", "/channels/a/presence"):
-        check_problem(app.client.get(path), 503, "redis_down")
+        check_problem(app.client.get(path, headers=bearer(KEY)), 503, "redis_down")
 
 
 def test_listed_pages_may_read_counts(app: Application) -> None:

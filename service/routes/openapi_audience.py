@@ -7,7 +7,7 @@ from typing import Any
 
 from service.errors import BadParameter
 from service.grants import MAX_USER_LETTERS
-from service.routes.counts import AFTER, LISTED, MAX_LISTED
+from service.routes.audience import AFTER, LISTED, MAX_LISTED
 from service.routes.openapi_answers import NAMED, READ, SHOW
 from service.routes.openapi_facts import Facts
 from service.routes.openapi_operations import Operation
@@ -35,7 +35,7 @@ ONE = {"channel": "news", "streams": 2, "last_id": EXAMPLE_ID, "events": 7, "end
 ANA = {"user": "ana", "info": {"name": "Ana"}, "streams": 1}
 
 
-def count_schemas() -> dict[str, Schema]:
+def audience_schemas() -> dict[str, Schema]:
     """The named schemas."""
     user = _object(
         user={"type": "string"},
@@ -72,17 +72,17 @@ def count_schemas() -> dict[str, Schema]:
     }
 
 
-def count_operations(facts: Facts) -> Iterator[Operation]:
+def audience_operations(facts: Facts) -> Iterator[Operation]:
     """All of them; a GET stands for its HEAD too."""
     yield Operation(
         route="GET /channels",
         name="listChannels",
         tag="Channels",
-        summary="The channels with most streams, over all workers",
+        summary="Of the channels that the credential names, those with most streams",
         answers={200: _json("Channels", {"channels": [ONE], "total": 1, "streams": 2})},
         errors=(*SHOW, *READ, BadParameter),
         parameters=[LIMIT],
-        security=facts.reading,
+        security=facts.listing,
     )
     yield Operation(
         route="GET /channels/{channel}",

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from service.attendance import AttendanceReader
 from service.audience import Audience
 from service.channels import check_channel
 from service.errors import BadParameter, NoSuchPage
@@ -22,11 +23,15 @@ LISTED = 100
 AFTER = "after"
 
 
-def count_routes(
-    store: RedisStore, audience: Audience, presence: Presence, gate: Gate
+def audience_routes(
+    store: RedisStore,
+    audience: Audience,
+    presence: Presence,
+    attendance: AttendanceReader,
+    gate: Gate,
 ) -> Blueprint:
     """The routes that only count and list."""
-    routes = Blueprint("counts", __name__)
+    routes = Blueprint("audience", __name__)
     origins = gate.origins
 
     @routes.after_request
@@ -53,14 +58,14 @@ def count_routes(
         return json_answer(facts)
 
     @routes.get("/channels/<channel>/presence", provide_automatic_options=False)
-    def attendance(channel: str) -> Response:
+    def users(channel: str) -> Response:
         """Who is on a channel."""
         if not presence.covers(check_channel(channel)):
             gate.reader(request, channel)
             fix = "PRESENCE_CHANNELS names the channels that have"
             raise NoSuchPage(f"{channel} has no presence", fix=fix)
         gate.reader(request, companion(channel))
-        return json_answer(_attendance(store, presence, channel))
+        return json_answer(_users(attendance, channel))
 
     @routes.route("/channels", methods=["OPTIONS"])
     @routes.route("/channels/<channel>/presence", methods=["OPTIONS"])
@@ -87,11 +92,9 @@ def _facts(store: RedisStore, counted: list[tuple[str, int]]) -> list[dict[str, 
     ]
 
 
-def _attendance(store: RedisStore, presence: Presence, channel: str) -> dict[str, Any]:
-    limit, after = _limit(), _after()
-    # Before the users are read: what changes from then on is told after this id.
-    clock = store.clock()
-    users, total, anonymous = presence.attendance(channel, after, limit + 1)
+def _users(attendance: AttendanceReader, channel: str) -> dict[str, Any]:
+    limit = _limit()
+    users, total, anonymous, last_id = attendance.page(channel, _after(), limit + 1)
     shown = users[:limit]
     return {
         "channel": channel,
@@ -100,7 +103,7 @@ def _attendance(store: RedisStore, presence: Presence, channel: str) -> dict[str
         ],
         "total": total,
         "anonymous": anonymous,
-        "last_id": str(clock),
+        "last_id": str(last_id),
         "next": shown[-1].user if len(users) > limit else None,
     }
 
