@@ -8,7 +8,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m gevent.monkey --module pytest
 SUITE := PATH="$$PATH:/usr/sbin" $(PYTEST)
 
-# One part of the live tests, of about the same time as the other.
+# Modules whose tests are long and add nothing to the coverage, and one part of the live tests: so all
+# three parts take about the same time.
+SLOW_MODULES := tests/test_access_matrix.py tests/test_twins.py
 BESIDE := $(patsubst %,tests/live/test_%.py,access browser_access dashboard demo_page deploy docs_site \
 	doctor examples malformed presence proxies publish readme reference request_ids schemathesis \
 	snippets upgrades uploads)
@@ -48,13 +50,13 @@ test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k
 	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j3 test-live test-modules test-beside)
 
 test-modules: $(DEV_READY)
-	$(SUITE) --cov --ignore tests/live
+	$(SUITE) --cov --ignore tests/live $(addprefix --ignore=,$(SLOW_MODULES))
 
 test-live: $(DEV_READY) $(NODE_READY)
 	$(SUITE) tests/live $(addprefix --ignore=,$(BESIDE))
 
 test-beside: $(DEV_READY) $(NODE_READY)
-	$(SUITE) $(BESIDE)
+	$(SUITE) $(SLOW_MODULES) $(BESIDE)
 
 test-long: $(DEV_READY) $(NODE_READY) ## run the tests that need minutes each
 	$(SUITE) -m long --timeout 1800 $(ARGS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = {"build", "node_modules"}
+MAKES_OWN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
 PYTHON = f"""#!/bin/sh
 exec '{sys.executable}' "$@"
 """
@@ -25,3 +27,8 @@ def made_clone(folder: Path) -> Path:
     for ready in (".requirements", ".requirements-dev"):  # in this order: the second one is newer
         (folder / ".venv" / ready).touch()
     return folder
+
+
+def outside_make() -> dict[str, str]:
+    """The environment without what `make test` tells a make below it."""
+    return {name: value for name, value in os.environ.items() if name not in MAKES_OWN}

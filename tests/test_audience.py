@@ -319,7 +319,9 @@ def test_twenty_thousand_channels_cost_next_to_nothing(
     for _ in range(10):
         one.report()
     idle, idle_bytes = (time.thread_time() - cpu) / 10, (received_bytes(valkey) - sent) / 10
-    reporting, listing = longest_stall(tell_all, one), longest_stall(list_all, one)
+    # The least of three: Python's collector may run in any of them, over all that pytest holds.
+    reporting = min(longest_stall(tell_all, one) for _ in range(3))
+    listing = min(longest_stall(list_all, one) for _ in range(3))
     print(
         f"{MANY} channels: all of them {first * 1000:.0f} ms of CPU and {all_bytes / 1e6:.2f} MB,"
         f" then {idle * 1e6:.0f} us and {idle_bytes:.0f} bytes a second; longest stall of a report"

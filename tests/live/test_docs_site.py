@@ -18,7 +18,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from tests.browser import chromium, console, resize, until
-from tests.clone import made_clone
+from tests.clone import made_clone, outside_make
 
 pytestmark = pytest.mark.live
 
@@ -53,7 +53,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (clone / "docs").unlink()
     shutil.copytree(ROOT / "docs", clone / "docs")
     os.utime(clone / "docs")
-    built = subprocess.run(["make", "docs"], cwd=clone, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        ["make", "docs"],
+        cwd=clone,
+        env=outside_make(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (built.returncode, built.stdout + built.stderr) == (0, "")
     return clone / "build/docs"
 

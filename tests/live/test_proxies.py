@@ -266,4 +266,5 @@ def test_streams_come_back_later(kind: type[Proxy], there: bool, tmp_path: Path)
         assert re.search(r"^retry: \d{4,}$", answer, re.MULTILINE)
         assert "content-type: text/event-stream" in answer.lower()
         if not there:
-            assert asked(proxy, "/channels/a", "-d", "x")[0] in (502, 503)
+            # Under HTTP/2 curl may hear of the end of its unread body before the answer.
+            assert asked(proxy, "/channels/a", "-d", "x", "--http1.1")[0] in (502, 503)
