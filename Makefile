@@ -25,7 +25,7 @@ BENCH := PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench
 
 # What the live tests start, each with the Debian package that brings it.
 TOOLS := curl:curl chromium:chromium chromedriver:chromium-driver nginx:nginx node:nodejs npm:npm \
-	cc:gcc,libc6-dev promtool:prometheus caddy:caddy systemd-analyze:systemd
+	cc:gcc,libc6-dev promtool:prometheus caddy:caddy systemd-analyze:systemd ip:iproute2
 
 # An environment whose Python has gone, by an upgrade or a move, is made anew and filled again.
 $(shell test -x $(BIN)/python || rm -rf .venv)

@@ -59,7 +59,7 @@ class AttendanceReader:
         named: set[str] = set()
         pages: list[list[Present]] = []
         streams = 0
-        for page in self._store.pages(channel):
+        for page in in_slices(self._store.pages(channel)):
             # A hash that is just growing shows some of its fields twice.
             new = [one for one in page if one.user not in named]
             named.update(one.user for one in new)

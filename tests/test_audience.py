@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +12,10 @@ import pytest
 from service.audience import Audience
 from service.errors import RedisError
 from service.event import EventId
-from service.fan_out import give_way
 from service.redis_store import RedisStore
 from service.stream_reports import StreamReports
 from tests.nodes import NAMES, make_store
+from tests.stalls import burn, stalls
 from tests.valkey import Valkey
 
 MANY = 20_000
@@ -200,15 +199,10 @@ def test_a_slow_choice_holds_nobody_up(make: Callable[[], Audience]) -> None:
     one.report()
 
     def shown(_: str) -> bool:
-        busy_until = time.thread_time() + 0.0005
-        while time.thread_time() < busy_until:
-            pass
+        burn(0.0005)
         return True
 
-    def choose(audience: Audience) -> None:
-        audience.list(10, shown)
-
-    assert longest_stall(choose, one) < STALL_SECONDS
+    assert max(stalls(lambda: one.list(10, shown))) < STALL_SECONDS
 
 
 def test_a_failover_begins_a_new_report(make: Callable[[], Audience]) -> None:
@@ -251,38 +245,6 @@ def test_a_lasting_refusal_is_told_once(
     assert len(warnings) == ("-hset" in refused)
 
 
-class Watch:
-    """A greenlet that notes the longest CPU time that others took without a break, in seconds."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._greenlet = gevent.spawn(self._run)
-
-    def _run(self) -> None:
-        for _ in itertools.count():
-            before = time.thread_time()
-            give_way()
-            self.longest = max(self.longest, time.thread_time() - before)
-
-    def __enter__(self) -> Watch:
-        give_way()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        give_way()
-        self._greenlet.kill()
-
-
-def longest_stall(work: Callable[[Audience], None], audience: Audience) -> float:
-    """The longest stall of `work`: the best of three, as the collector of garbage stalls too."""
-    found = []
-    for _ in range(3):
-        with Watch() as watch:
-            work(audience)
-        found.append(watch.longest)
-    return min(found)
-
-
 def tell_all(audience: Audience) -> None:
     """Have it report everything."""
     audience._tally.tell_anew()
@@ -319,9 +281,8 @@ def test_twenty_thousand_channels_cost_next_to_nothing(
     for _ in range(10):
         one.report()
     idle, idle_bytes = (time.thread_time() - cpu) / 10, (received_bytes(valkey) - sent) / 10
-    # The least of three: Python's collector may run in any of them, over all that pytest holds.
-    reporting = min(longest_stall(tell_all, one) for _ in range(3))
-    listing = min(longest_stall(list_all, one) for _ in range(3))
+    reporting = max(stalls(lambda: tell_all(one)))
+    listing = max(stalls(lambda: list_all(one)))
     print(
         f"{MANY} channels: all of them {first * 1000:.0f} ms of CPU and {all_bytes / 1e6:.2f} MB,"
         f" then {idle * 1e6:.0f} us and {idle_bytes:.0f} bytes a second; longest stall of a report"

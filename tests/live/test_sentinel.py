@@ -116,6 +116,9 @@ def test_a_master_that_comes_back_takes_nothing(failover: Failover) -> None:
         old = failover.master_port()
         failover.first.stop_process()
         until(lambda: failover.master_port() != old, 30, "the Sentinels promote the replica")
+        # Only then has the worker seen that the old master is gone, however slow the machine is.
+        while stream.next_event(30).type != "$reset":
+            pass
         until(lambda: service.get("/readyz")[0] == 200, 30, "the service is ready again")
         before = [len(load.acknowledged) for load in loads]
         failover.first.cont()
