@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import gevent
+from gevent.event import Event
 
 from service.complaint import Complaint
 from service.errors import RedisError
@@ -58,6 +58,7 @@ class Audience:
         self._began = born()
         self._name = secrets.token_hex(8)
         self._written = self._tried = 0
+        self._stopped = Event()
 
     # -- this worker ---------------------------------------------------------------------------
 
@@ -72,14 +73,18 @@ class Audience:
             self._tally.remove(channel)
 
     def run(self) -> None:
-        """Report, for ever; the body of one greenlet."""
-        while True:
+        """Report until `stop`; the body of one greenlet."""
+        while not self._stopped.is_set():
             try:
                 self.report()
                 self._complaint.over()
             except RedisError as error:
                 self._complaint.failed(error)
-            gevent.sleep(TICK_SECONDS)
+            self._stopped.wait(TICK_SECONDS)
+
+    def stop(self) -> None:
+        """End `run` when it has told what it is telling."""
+        self._stopped.set()
 
     def report(self) -> None:
         """Tell what has changed since the last time, and that this worker is alive.

@@ -226,8 +226,8 @@ class Service:
         """
         if self._greenlets:
             return
-        bodies = [self.broker.run, self.hub.run, self.hub.fan_out.run, self.streams.run]
-        bodies += [self.metrics.run, self.system.run, self.audience.run, self.presence.run]
+        bodies = [self.broker.run, self.audience.run, self.hub.run, self.hub.fan_out.run]
+        bodies += [self.streams.run, self.metrics.run, self.system.run, self.presence.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]
@@ -245,8 +245,9 @@ class Service:
     def stop(self) -> None:
         """Stop what `start` has started, and close Redis."""
         self.broker.stop()
+        self.audience.stop()
         # One that is killed while it connects would leave its socket to the garbage collector.
-        gevent.joinall(self._greenlets[:1], timeout=STOP_SECONDS)
+        gevent.joinall(self._greenlets[:2], timeout=STOP_SECONDS)
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.metrics.flush()
