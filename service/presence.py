@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-import gevent
+from gevent.event import Event
 
 from service.audience import Audience
 from service.channels import is_channel
@@ -71,6 +71,7 @@ class Presence:
         self._told_as = ""
         self._look_at = 0.0
         self._complaint = Complaint(log, "presence can't be told")
+        self._stopped = Event()
 
     def covers(self, channel: str) -> bool:
         """Whether it is followed who is on `channel`. Companions have no companions."""
@@ -100,14 +101,17 @@ class Presence:
                     yield Place(channel, user)
 
     def run(self) -> None:
-        """Tell of users that come and leave, for ever; the body of one greenlet."""
-        while True:
-            gevent.sleep(TICK_SECONDS)
+        """Tell of users that come and leave until `stop`; the body of one greenlet."""
+        while not self._stopped.wait(TICK_SECONDS):
             try:
                 if self.tick():
                     self._complaint.over()
             except RedisError as error:
                 self._complaint.failed(error)
+
+    def stop(self) -> None:
+        """End `run` when it has told what it is telling."""
+        self._stopped.set()
 
     def tick(self) -> bool:
         """Tell Redis what has changed here, and look what else is to be told.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from service.errors import BadEvent
 from service.event import Event, EventId
@@ -56,8 +57,7 @@ def _is_key(key: str) -> bool:
     return 1 <= len(key) <= MAX_KEY_BYTES and all("!" <= letter <= "~" for letter in key)
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What Redis has accepted: the event's id, and whether an earlier call had published it."""
 
     id: EventId

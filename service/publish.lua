@@ -102,8 +102,12 @@ for number = 1, tonumber(ARGV[4]) do
     seconds = ARGV[argument + 2], tail_seconds = ARGV[argument + 3]}
 end
 
+local lists = {} -- those of the events so far, by their numbers: most are the same
+
 local function channels_of(numbers)
-  local found = {}
+  local found = lists[numbers]
+  if found then return found end
+  found = {}
   for number in string.gmatch(numbers, '%d+') do
     local channel = channels[tonumber(number)]
     if not channel.known then
@@ -112,6 +116,7 @@ local function channels_of(numbers)
     end
     found[#found + 1] = channel
   end
+  lists[numbers] = found
   return found
 end
 

@@ -113,11 +113,11 @@ def outcomes(publications: Sequence[Publication], reply: Any) -> list[Outcome]:
 
 
 def _outcome(publication: Publication, told: bytes) -> Outcome:
+    if told[:1].isdigit():
+        return Receipt(id_of(told))
     if told.startswith(b"="):
         return Receipt(id_of(told[1:]), replayed=True)
-    if told.startswith(b"-"):
-        return refusal(told[1:].decode("utf-8", "replace"), publication)
-    return Receipt(id_of(told))
+    return refusal(told[1:].decode("utf-8", "replace"), publication)
 
 
 def receipts(outcomes: Sequence[Outcome]) -> list[Receipt]:

@@ -161,8 +161,8 @@ class RedisPool:
         if address.master is None:
             plain = _UnixConnection if address.path else _Connection
             kind = _SecureConnection if address.tls else plain
-            return redis.BlockingConnectionPool.from_url(url, connection_class=kind, **options)
-        return redis.BlockingConnectionPool(
+            return _LeanPool.from_url(url, connection_class=kind, **options)
+        return _LeanPool(  # type: ignore[no-untyped-call]  # redis-py's has no types
             connection_class=_SecureMasterConnection if address.tls else _MasterConnection,
             locate=address.locate,
             db=address.database,
@@ -177,6 +177,45 @@ class RedisPool:
             connection.send_packed_command([data], check_health=False)
         for _ in self._loads:
             connection.read_response()
+
+
+class _LeanPool(redis.BlockingConnectionPool):
+    """redis-py's pool without its own metrics, which are three quarters of what a turn costs."""
+
+    def get_connection(self, *_: object, **__: object) -> Any:
+        """A connection that is ready; raises redis.ConnectionError, by queue.Empty for none."""
+        self._checkpid()
+        try:
+            connection = self.pool.get(timeout=self.timeout)
+        except queue.Empty:
+            raise redis.ConnectionError("no connection is free") from None
+        if connection is None:
+            connection = self.make_connection()  # type: ignore[no-untyped-call]  # the same
+        try:
+            self._make_ready(connection)
+        except BaseException:
+            self.release(connection)
+            raise
+        return connection
+
+    @staticmethod
+    def _make_ready(connection: Any) -> None:
+        if connection.is_connected:
+            try:
+                if not connection.can_read():
+                    return
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                pass
+            connection.disconnect()  # Redis has closed it, or says what nobody has asked for
+        connection.connect()
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back, in a process that was forked from its own only to drop it."""
+        self._checkpid()
+        if self.owns_connection(connection):
+            self.pool.put_nowait(connection)
+        else:
+            connection.disconnect()
 
 
 class _Watched(AbstractConnection):

@@ -133,6 +133,8 @@ class Service:
         self.metrics = observed(settings, counts, self.hub, self.broker, self.streams)
         self.snapshots = Snapshots(self.streams.worker, counts, settings.max_connections)
         self.system = SystemChannel(self.store, self.broker, self.hub, self._snapshot)
+        self._callers = (self.broker, self.audience, self.presence, self.system)
+        """What calls Redis by itself."""
         self.encodings = Encodings(settings.compress_min_bytes, counts)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
         self.iterator = functools.partial(
@@ -226,8 +228,8 @@ class Service:
         """
         if self._greenlets:
             return
-        bodies = [self.broker.run, self.audience.run, self.hub.run, self.hub.fan_out.run]
-        bodies += [self.streams.run, self.metrics.run, self.system.run, self.presence.run]
+        bodies = [part.run for part in self._callers]
+        bodies += [self.hub.run, self.hub.fan_out.run, self.streams.run, self.metrics.run]
         if self.sockets is not None:
             bodies.append(self.sockets.run)
         self._greenlets = [gevent.spawn(body) for body in bodies]
@@ -244,10 +246,10 @@ class Service:
 
     def stop(self) -> None:
         """Stop what `start` has started, and close Redis."""
-        self.broker.stop()
-        self.audience.stop()
         # One that is killed while it connects would leave its socket to the garbage collector.
-        gevent.joinall(self._greenlets[:2], timeout=STOP_SECONDS)
+        for part in self._callers:
+            part.stop()
+        gevent.joinall(self._greenlets[: len(self._callers)], timeout=STOP_SECONDS)
         gevent.killall(self._greenlets)
         self._greenlets = []
         self.metrics.flush()

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import gevent
+from gevent.event import Event as Stopped
 
 from service.broker import Broker
 from service.channels import SYS
@@ -38,12 +38,16 @@ class SystemChannel:
         self._broker = broker
         self._hub = hub
         self._snapshot = snapshot
+        self._stopped = Stopped()
 
     def run(self) -> None:
-        """Tell, for ever; the body of one greenlet."""
-        while True:
-            gevent.sleep(TELL_SECONDS)
+        """Tell until `stop`; the body of one greenlet."""
+        while not self._stopped.wait(TELL_SECONDS):
             self.tell()
+
+    def stop(self) -> None:
+        """End `run` when it has told what it is telling."""
+        self._stopped.set()
 
     def tell(self) -> None:
         """Send a snapshot to all who follow, on any worker; when nobody does, it isn't made.

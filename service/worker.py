@@ -66,6 +66,8 @@ class PushlineWorker(GeventWorker):
     def load_wsgi(self) -> None:
         """Load the application and put the hand-over around it."""
         super().load_wsgi()
+        # gunicorn looks up some 20 settings for each request, by two calls of functions each.
+        vars(self.cfg).update({name: one.get() for name, one in self.cfg.settings.items()})
         app: Any = self.wsgi
         self.service = app.extensions["pushline"]
         # Whoever has put something around the front sees every request.

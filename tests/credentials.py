@@ -18,7 +18,7 @@ METRICS_TOKEN = secret("metrics-token-of-the-tests")
 def token(
     user: str = "ana",
     *,
-    seconds: float = 600,
+    seconds: float = 3600,
     signed_with: str = SECRET,
     claim: str = "pushline",
     **rights: Any,

@@ -522,6 +522,12 @@ class Endless:
                 rest = b" "
                 gevent.sleep(self.pause)
 
+    def worker(self) -> int | None:
+        """The process id of the worker that has the upload; None between two of them."""
+        with contextlib.suppress(AssertionError, OSError):
+            return worker_of(self.service, self.upload.sock) if self.upload else None
+        return None
+
     def finish(self) -> None:
         """Let it end properly."""
         self.stopped = True
@@ -542,8 +548,7 @@ def test_nothing_is_lost_or_repeated_over_drains(
         endless = Endless(service, channel, pause)
         for _ in range(3):
             gevent.sleep(0.3)
-            assert endless.upload is not None
-            pid = worker_of(service, endless.upload.sock)
+            pid = until(lambda: endless.worker(), 10, "a worker has the upload")
             started, before = time.monotonic(), len(endless.answers)
             os.kill(pid, signal.SIGTERM)
             while pid in service.worker_pids():
