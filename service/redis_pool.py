@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import queue
-import select
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha1
 from itertools import zip_longest
 from typing import Any
@@ -14,12 +11,20 @@ from typing import Any
 import hiredis
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, ConnectionInterface
+from redis.connection import ConnectionInterface
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from service.errors import OutcomeUnknown, RedisDown, RedisError, RedisPoolBusy
 from service.redis_address import RedisAddress
+from service.redis_connections import (
+    LeanPool,
+    MasterConnection,
+    SecureConnection,
+    SecureMasterConnection,
+    TcpConnection,
+    UnixConnection,
+)
 from service.redis_replies import refusal
 
 CONNECT_SECONDS = 1.0
@@ -159,11 +164,11 @@ class RedisPool:
         if address.tls and not tls_verify:
             options["ssl_cert_reqs"] = "none"
         if address.master is None:
-            plain = _UnixConnection if address.path else _Connection
-            kind = _SecureConnection if address.tls else plain
-            return _LeanPool.from_url(url, connection_class=kind, **options)
-        return _LeanPool(  # type: ignore[no-untyped-call]  # redis-py's has no types
-            connection_class=_SecureMasterConnection if address.tls else _MasterConnection,
+            plain = UnixConnection if address.path else TcpConnection
+            kind = SecureConnection if address.tls else plain
+            return LeanPool.from_url(url, connection_class=kind, **options)
+        return LeanPool(  # type: ignore[no-untyped-call]  # redis-py's has no types
+            connection_class=SecureMasterConnection if address.tls else MasterConnection,
             locate=address.locate,
             db=address.database,
             username=address.username,
@@ -177,97 +182,6 @@ class RedisPool:
             connection.send_packed_command([data], check_health=False)
         for _ in self._loads:
             connection.read_response()
-
-
-class _LeanPool(redis.BlockingConnectionPool):
-    """redis-py's pool without its own metrics, which are three quarters of what a turn costs."""
-
-    def get_connection(self, *_: object, **__: object) -> Any:
-        """A connection that is ready; raises redis.ConnectionError, by queue.Empty for none."""
-        self._checkpid()
-        try:
-            connection = self.pool.get(timeout=self.timeout)
-        except queue.Empty:
-            raise redis.ConnectionError("no connection is free") from None
-        if connection is None:
-            connection = self.make_connection()  # type: ignore[no-untyped-call]  # the same
-        try:
-            self._make_ready(connection)
-        except BaseException:
-            self.release(connection)
-            raise
-        return connection
-
-    @staticmethod
-    def _make_ready(connection: Any) -> None:
-        if connection.is_connected:
-            try:
-                if not connection.can_read():
-                    return
-            except (redis.ConnectionError, redis.TimeoutError, OSError):
-                pass
-            connection.disconnect()  # Redis has closed it, or says what nobody has asked for
-        connection.connect()
-
-    def release(self, connection: Any) -> None:
-        """Take a connection back, in a process that was forked from its own only to drop it."""
-        self._checkpid()
-        if self.owns_connection(connection):
-            self.pool.put_nowait(connection)
-        else:
-            connection.disconnect()
-
-
-class _Watched(AbstractConnection):
-    """A connection that is looked at, before each use, without a turn of gevent's loop.
-
-    redis-py polls it through gevent: other greenlets would run before the command is sent.
-    """
-
-    def can_read(self, timeout: float = 0) -> bool:
-        """Whether something has come unasked; raises redis.ConnectionError at the end."""
-        connected = self._get_socket()
-        if connected is not None:
-            poller = _blocking_poll()()
-            poller.register(connected, select.POLLIN)
-            if not poller.poll(0):
-                return False
-        return super().can_read(timeout)
-
-
-@functools.cache
-def _blocking_poll() -> Callable[[], Any]:
-    """select.poll as it was before gevent, which not every program has, has patched it."""
-    gevent = sys.modules.get("gevent.monkey")
-    return gevent.get_original("select", "poll") if gevent else select.poll
-
-
-class _Connection(_Watched, redis.Connection):
-    """A connection over TCP."""
-
-
-class _UnixConnection(_Watched, redis.UnixDomainSocketConnection):
-    """A connection over a unix socket."""
-
-
-class _SecureConnection(_Watched, redis.SSLConnection):
-    """A connection over TLS."""
-
-
-class _MasterConnection(_Connection):
-    """A connection to whatever `locate` names as the master at the time of connecting."""
-
-    def __init__(self, *, locate: Callable[[], tuple[str, int]], **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]  # redis-py's has no types
-        self._locate = locate
-
-    def _connect(self) -> Any:
-        self.host, self.port = self._locate()
-        return super()._connect()  # type: ignore[no-untyped-call]  # redis-py's has no types
-
-
-class _SecureMasterConnection(_MasterConnection, redis.SSLConnection):
-    """The same over TLS."""
 
 
 def _packed(commands: Iterable[Command]) -> Iterator[tuple[bytes, int]]:
