@@ -34,6 +34,7 @@
 -- Ids increase strictly over all channels, also when the machine's clock goes back; a floor more
 -- than a day ahead of it is ignored, as it can only be a mistake.
 
+local call = redis.call
 local DAY = 86400000
 local CHANNEL_ARGUMENTS, EVENT_ARGUMENTS = 4, 9
 
@@ -53,12 +54,12 @@ local function later(a, b)
   return b
 end
 
-local clock = redis.call('HMGET', KEYS[1], 'id', 'born')
+local clock = call('HMGET', KEYS[1], 'id', 'born')
 local before, born = clock[1], clock[2]
 -- An old master that doesn't know yet that it is none any more would take what nobody will get.
 if ARGV[2] ~= '' and born and born ~= ARGV[2] then return redis.error_reply('CHANGED') end
 
-local time = redis.call('TIME')
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local last, sequence = parse(before)
 local floor, floor_sequence = parse(ARGV[1])
@@ -111,7 +112,7 @@ local function channels_of(numbers)
   for number in string.gmatch(numbers, '%d+') do
     local channel = channels[tonumber(number)]
     if not channel.known then
-      local stored = redis.call('HMGET', channel.tail, 'id', 'ended')
+      local stored = call('HMGET', channel.tail, 'id', 'ended')
       channel.last, channel.ended, channel.known = stored[1], stored[2], true
     end
     found[#found + 1] = channel
@@ -125,7 +126,7 @@ end
 -- waiting since before a long silence.
 local function previous(channel)
   if channel.last then return channel.last end
-  local newest = redis.call('XREVRANGE', channel.history, '+', '-', 'COUNT', 1)
+  local newest = call('XREVRANGE', channel.history, '+', '-', 'COUNT', 1)
   if newest[1] then return newest[1][1] end
   local forgotten = format(now - channel.tail_seconds * 1000, 0)
   if before and later(forgotten, before) == forgotten then forgotten = before end
@@ -134,7 +135,7 @@ end
 
 local function store(channel, id, keep, name, frame, deadline, private)
   local prev = previous(channel)
-  redis.call('XADD', channel.history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', name,
+  call('XADD', channel.history, 'MAXLEN', '~', keep, id, 'prev', prev, 'name', name,
     'frame', frame, 'deadline', deadline, 'private', private)
   channel.last, channel.stored = id, id
   return deadline ~= '' and prev .. '/' .. deadline or prev
@@ -146,7 +147,7 @@ local function publish(first, left)
     unpack(ARGV, first, first + EVENT_ARGUMENTS - 1)
   record = KEYS[tonumber(record)]
   if record then
-    local stored = redis.call('HMGET', record, 'id', 'hash')
+    local stored = call('HMGET', record, 'id', 'hash')
     if stored[1] and stored[2] ~= hash then return '-CONFLICT' end
     if stored[1] then return '=' .. stored[1] end
   end
@@ -166,12 +167,12 @@ local function publish(first, left)
     if kind == 'end' then channel.ended, channel.ends = id, id end
     -- Who has one copy must know that others are on the way.
     local more = place < #to and '+' or ''
-    redis.call('PUBLISH', channel.pubsub,
+    call('PUBLISH', channel.pubsub,
       '\255P1 ' .. id .. ' ' .. link .. more .. flags .. ' ' .. name .. '\n' .. frame)
   end
   if record then
-    redis.call('HSET', record, 'id', id, 'hash', hash)
-    redis.call('EXPIRE', record, ARGV[3])
+    call('HSET', record, 'id', id, 'hash', hash)
+    call('EXPIRE', record, ARGV[3])
   end
   return id
 end
@@ -187,10 +188,10 @@ for place = 1, events do
 end
 for _, channel in ipairs(channels) do
   if channel.stored then
-    redis.call('HSET', channel.tail, 'id', channel.stored)
-    if channel.ends then redis.call('HSET', channel.tail, 'ended', channel.ends) end
-    redis.call('EXPIRE', channel.history, channel.seconds)
-    redis.call('EXPIRE', channel.tail, channel.tail_seconds)
+    call('HSET', channel.tail, 'id', channel.stored)
+    if channel.ends then call('HSET', channel.tail, 'ended', channel.ends) end
+    call('EXPIRE', channel.history, channel.seconds)
+    call('EXPIRE', channel.tail, channel.tail_seconds)
   end
 end
 return outcomes

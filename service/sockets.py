@@ -86,11 +86,9 @@ class Sockets:
 
         A dup'd descriptor would not do: the old one's registration in epoll would stay alive.
         """
-        if time.monotonic() < self._early_until:
+        if time.monotonic() < self._early_until and not _is_limited(client):
             self._limit(client)
-        fd = client.detach()
-        os.set_blocking(fd, False)
-        return fd
+        return client.detach()  # one of gevent's never blocks
 
     def watch(self, subscriber: Subscriber) -> None:
         """Notice when the client leaves; errors and hang-ups are reported without asking.
@@ -164,6 +162,11 @@ class Sockets:
         elif subscriber.flush() and subscriber.fd != GONE:
             self._slow.discard(subscriber)
             self._epoll.modify(subscriber.fd, select.EPOLLRDHUP)
+
+
+def _is_limited(client: socket.socket) -> bool:
+    # Linux doubles it.
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER_BYTES
 
 
 def _socket_error(fd: int) -> OSError:
