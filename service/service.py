@@ -52,7 +52,7 @@ from service.tickets import Tickets
 from service.tokens import TokenVerifier
 
 STOP_SECONDS = 0.5
-"""How long the link to Redis may take to end by itself."""
+"""How long what calls Redis may take to end by itself."""
 
 
 class Service:
@@ -134,7 +134,7 @@ class Service:
         self.snapshots = Snapshots(self.streams.worker, counts, settings.max_connections)
         self.system = SystemChannel(self.store, self.broker, self.hub, self._snapshot)
         self._callers = (self.broker, self.audience, self.presence, self.system)
-        """What calls Redis by itself."""
+        """What calls Redis by itself; its greenlets are the first ones."""
         self.encodings = Encodings(settings.compress_min_bytes, counts)
         self.sockets = self._make_sockets(settings) if sockets.SUPPORTED else None
         self.iterator = functools.partial(

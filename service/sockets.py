@@ -81,12 +81,19 @@ class Sockets:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_ms)
 
+    def _is_limited(self, one: socket.socket) -> bool:
+        # The one option of them that nobody else sets, and whose value is a setting's.
+        if one.family == socket.AF_UNIX:
+            return False
+        timeout = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        return timeout == self._user_timeout_ms
+
     def take_over(self, client: socket.socket) -> int:
         """Detach `client` from its owner, whose close() then does nothing; return its descriptor.
 
         A dup'd descriptor would not do: the old one's registration in epoll would stay alive.
         """
-        if time.monotonic() < self._early_until and not _is_limited(client):
+        if time.monotonic() < self._early_until and not self._is_limited(client):
             self._limit(client)
         return client.detach()  # one of gevent's never blocks
 
@@ -162,11 +169,6 @@ class Sockets:
         elif subscriber.flush() and subscriber.fd != GONE:
             self._slow.discard(subscriber)
             self._epoll.modify(subscriber.fd, select.EPOLLRDHUP)
-
-
-def _is_limited(client: socket.socket) -> bool:
-    # Linux doubles it.
-    return client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER_BYTES
 
 
 def _socket_error(fd: int) -> OSError:

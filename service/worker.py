@@ -66,7 +66,8 @@ class PushlineWorker(GeventWorker):
     def load_wsgi(self) -> None:
         """Load the application and put the hand-over around it."""
         super().load_wsgi()
-        # gunicorn looks up some 20 settings for each request, by two calls of functions each.
+        # gunicorn looks up some 20 settings for each request, by two calls of functions each. Those
+        # of a worker never change: a reload starts new ones.
         vars(self.cfg).update({name: one.get() for name, one in self.cfg.settings.items()})
         app: Any = self.wsgi
         self.service = app.extensions["pushline"]

@@ -10,7 +10,7 @@ import gevent
 
 from service.fan_out import give_way
 
-TRIES = 5
+TRIES = 3
 
 
 class Watch:
@@ -36,9 +36,9 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        gc.enable()
         give_way()
         self._greenlet.kill()
+        gc.enable()
 
 
 def stalls(work: Callable[[], object]) -> list[float]:

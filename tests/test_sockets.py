@@ -154,11 +154,23 @@ def test_a_taken_socket_belongs_to_the_service(bench: Bench) -> None:
     assert client.recv(100) == b"still here"
 
 
-def test_a_taken_tcp_socket_is_bounded(bench: Bench) -> None:
+def settings_of_another_time(listener: socket.socket) -> None:
+    """What a listener that outlives a restart may still have."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 90_000)
+
+
+@pytest.mark.parametrize("prepared", ["now", "never", "otherwise"])
+def test_a_taken_tcp_socket_is_bounded(bench: Bench, prepared: str) -> None:
     """A stopped reader holds at most a small kernel buffer, a half-open connection ends by itself,
-    events are sent at once, and no write blocks.
+    events are sent at once, and no write blocks; also for who has connected before the start.
     """
-    server, client = tcp_pair(bench.sockets.prepare)
+    prepare = {
+        "now": bench.sockets.prepare,
+        "never": lambda _: None,
+        "otherwise": settings_of_another_time,
+    }
+    server, client = tcp_pair(prepare[prepared])
     bench.clients.append(client)
     fd = bench.adopt(server).fd
     assert not os.get_blocking(fd)

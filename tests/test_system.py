@@ -57,6 +57,16 @@ def snapshots(stream: Stream, count: int = 1) -> list[dict[str, Any]]:
     return [json.loads(event.data) for event in events]
 
 
+def test_what_calls_redis_ends_when_it_is_told_to(make: Make) -> None:
+    """By itself, between two calls: a kill while it connects would lose its socket."""
+    one = ready(make()).service
+    for part in one._callers:
+        part.stop()
+    gevent.joinall(one._greenlets, timeout=0.5)
+    assert [greenlet.ready() for greenlet in one._greenlets[:4]] == [True] * 4
+    assert not any(greenlet.ready() for greenlet in one._greenlets[4:])
+
+
 # --------------------------------------------------------------------------------- what is told
 
 

@@ -29,7 +29,7 @@ RECENT_KIB = 8 * 1024  # what the worker keeps of each channel for clients that 
 BATCH_BYTES = 65_536
 """The largest joined batch: one may still join a nearly full outbox, and one is kept half sent."""
 
-MALLOC = 1.7
+MALLOC_FACTOR = 1.7
 """How much more than what is in use malloc may hold, on a machine whose load makes bursts; without
 a bound 300 readers would take as much as 8 times."""
 
@@ -94,7 +94,7 @@ def test_stopped_readers_beside_good_ones(shared_valkey: Valkey) -> None:
     assert (report.faults, report.open) == ({}, GOOD)
     assert report.latency_ms.p99 < 1000
     growth = flood.most_kib - before_kib
-    assert growth < STOPPED * (OUTBOX_BYTES + 2 * BATCH_BYTES) * MALLOC / 1024 + RECENT_KIB
+    assert growth < STOPPED * (OUTBOX_BYTES + 2 * BATCH_BYTES) * MALLOC_FACTOR / 1024 + RECENT_KIB
     rate = flood.sent * EVENT_BYTES / elapsed / 1e6
     print(
         f"{STOPPED} stopped beside {GOOD} good readers, {rate:.2f} MB/s each: closed within"

@@ -72,7 +72,7 @@ class Distant:
     """A network namespace behind a pair of virtual interfaces, whose cable can be pulled."""
 
     def __init__(self) -> None:
-        # Names and addresses are of this process alone: those that a killed one left don't matter.
+        # Names and addresses are this process's own: what a killed one has left doesn't matter.
         own = os.getpid()
         self.name = f"pushline-{own}"
         self.here, self.there = f"pl{own}a", f"pl{own}b"
