@@ -34,6 +34,7 @@ FURTHEST_BACK = 3000
 less than Redis keeps."""
 
 EVENT = re.compile(rb"^id: (\d+-\d+)\ndata: ", re.MULTILINE)
+FAREWELL = re.compile(rb"\n\nretry: \d+\n\n\Z")
 READ_BYTES = 262_144
 
 
@@ -149,6 +150,8 @@ class Race:
                 data = sock.recv(READ_BYTES)
             except TimeoutError:
                 break
+            if not data and FAREWELL.search(text):
+                return None  # the same, when some of it was sent already
             if not data:
                 self.faults.append(f"the stream ended: {text[-200:]!r}")
                 break
