@@ -14,7 +14,7 @@ from redis.connection import AbstractConnection
 
 
 class LeanPool(redis.BlockingConnectionPool):
-    """redis-py's pool without its own metrics, which are three quarters of what a turn costs."""
+    """redis-py's pool without its own metrics: 22 calls of functions a command, not 70."""
 
     def get_connection(self, *_: object, **__: object) -> Any:
         """A connection that is ready; raises redis.ConnectionError, by queue.Empty for none."""
