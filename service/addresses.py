@@ -50,6 +50,7 @@ def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
+@functools.lru_cache(maxsize=10_000)
 def address_key(address: str) -> str:
     """What counts as one client: an IPv4 address, or a /64 of IPv6, which one client owns whole.
 

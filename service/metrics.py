@@ -26,7 +26,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from service.counts import Counts, Distribution
 from service.version import VERSION
 
-TICK_SECONDS = 0.5
+TICK_SECONDS = 1.0
 """How old what other workers' scrapes tell of this one may be; also how often lag is measured."""
 
 
@@ -140,6 +140,7 @@ class Metrics:
                             for one in HISTOGRAMS}  # fmt: skip
         self._gauges = {one.name: _gauge(one, own) for one in GAUGES}
         self._told: dict[tuple[Spec, Any], float] = {}
+        self._shown: dict[str, float] = {}
         self._told_of = {one: Distribution(getattr(counts, one.of).bounds) for one in HISTOGRAMS}
         limit = _gauge(LIMITS, own)
         for name, value in limits.items():
@@ -172,7 +173,9 @@ class Metrics:
             _tell(getattr(self._counts, one.of), self._told_of[one], histogram)
         gauges = {"pushline_workers": 1, "process_resident_memory_bytes": resident_bytes()}
         for name, value in {**gauges, **self._read_gauges()}.items():
-            self._gauges[name].set(value)
+            if value != self._shown.get(name):
+                self._shown[name] = value
+                self._gauges[name].set(value)
 
     def page(self, *, as_openmetrics: bool) -> tuple[bytes, str]:
         """All numbers as they are now, in one of Prometheus's two formats, and its media type."""

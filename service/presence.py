@@ -37,6 +37,9 @@ TICK_SECONDS = 0.25
 LOOK_SECONDS = 1.0
 """How often a worker looks for what others didn't tell."""
 
+IDLE_LOOK_SECONDS = 10.0
+"""The same where presence isn't followed: only the names of dead workers are to be forgotten."""
+
 FRESH_SECONDS = 2.0
 """A change that was claimed longer ago is left to others: this worker was held up."""
 
@@ -102,7 +105,8 @@ class Presence:
 
     def run(self) -> None:
         """Tell of users that come and leave until `stop`; the body of one greenlet."""
-        while not self._stopped.wait(TICK_SECONDS):
+        tick_seconds = TICK_SECONDS if self._patterns else IDLE_LOOK_SECONDS
+        while not self._stopped.wait(tick_seconds):
             try:
                 if self.tick():
                     self._complaint.over()

@@ -1,19 +1,22 @@
-"""The end of a listening socket: nobody who has connected is reset."""
+"""A listening socket: who serves its connections, and its end, at which nobody is reset."""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.pool import Pool
 
 from service.acceptor import Acceptor
 
 WAITING = 5
 
+Handle = Callable[[Any, socket.socket, object], None]
 Make = Callable[..., tuple[Acceptor, tuple[str, int]]]
 
 
@@ -26,33 +29,58 @@ def names() -> list[Any]:
 @pytest.fixture
 def make(names: list[Any]) -> Iterator[Make]:
     """Makes one that answers its clients, but does not look at its queue; with its address."""
-    pool = Pool()
+    made: list[Acceptor] = []
 
-    def handle(address: Any, client: socket.socket, peer: object) -> None:
+    def answer(address: Any, client: socket.socket, peer: object) -> None:
         names.append(address.getsockname())
         client.sendall(b"served")
 
-    def one(pool: Pool = pool) -> tuple[Acceptor, tuple[str, int]]:
+    def one(
+        pool: Pool | None = None, handle: Handle = answer, **more: Any
+    ) -> tuple[Acceptor, tuple[str, int]]:
         listener = socket.create_server(("127.0.0.1", 0))
-        acceptor = Acceptor(handle, listener, alone=True, spawn=pool)
+        room = Pool() if pool is None else pool
+        acceptor = Acceptor(handle, listener, alone=True, spawn=room, **more)
         acceptor.start()
         acceptor.stop_accepting()
+        made.append(acceptor)
         return acceptor, listener.getsockname()
 
     yield one
-    pool.kill()
+    for acceptor in made:
+        acceptor.stop(timeout=0)
 
 
-def test_who_waits_at_the_end_is_served(make: Make, names: list[Any]) -> None:
-    """Closing takes all that are in the queue first, and they learn where they have come in."""
-    acceptor, address = make()
-    clients = [socket.create_connection(address, timeout=2) for _ in range(WAITING)]
-    acceptor.close()
-    assert acceptor.closed
-    assert [client.recv(100) for client in clients] == [b"served"] * WAITING
-    assert names == [address] * WAITING
+def connect(address: tuple[str, int], count: int = WAITING) -> list[socket.socket]:
+    """Open so many connections; reading of them times out."""
+    return [socket.create_connection(address, timeout=2) for _ in range(count)]
+
+
+def answers(clients: list[socket.socket]) -> list[bytes]:
+    """What each of them is told; closes them."""
+    told = [client.recv(100) for client in clients]
     for client in clients:
         client.close()
+    return told
+
+
+class Tls:
+    """What gevent needs of an ssl.SSLContext."""
+
+    def wrap_socket(self, client: socket.socket, *, server_side: bool) -> socket.socket:
+        """A socket for the same connection."""
+        return socket.socket(fileno=client.detach())
+
+
+@pytest.mark.parametrize("more", [{}, {"ssl_context": Tls()}], ids=["plain", "tls"])
+def test_who_waits_at_the_end_is_served(make: Make, names: list[Any], more: dict[str, Any]) -> None:
+    """Closing takes all that are in the queue first, and they learn where they have come in."""
+    acceptor, address = make(**more)
+    clients = connect(address)
+    acceptor.close()
+    assert acceptor.closed
+    assert answers(clients) == [b"served"] * WAITING
+    assert names == [address] * WAITING
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, timeout=2)
 
@@ -65,5 +93,99 @@ def test_a_full_worker_takes_nobody(make: Make, names: list[Any]) -> None:
     with socket.create_connection(address, timeout=2):
         acceptor.close()
         acceptor.close()
-    pool.kill()
     assert (acceptor.closed, names) == (True, [])
+
+
+def test_a_greenlet_serves_those_who_come_together(make: Make) -> None:
+    """Making one for each costs more than a tenth of opening a stream."""
+    greenlets = set()
+
+    def handle(_: object, client: socket.socket, peer: object) -> None:
+        greenlets.add(gevent.getcurrent())
+        client.sendall(b"served")
+
+    acceptor, address = make(handle=handle)
+    clients = connect(address)
+    acceptor.start_accepting()
+    assert answers(clients) == [b"served"] * WAITING
+    assert len(greenlets) == 1
+
+
+@pytest.mark.parametrize("room", [1, 2, None], ids=["full", "room-for-one", "room"])
+def test_who_waits_holds_up_nobody(make: Make, room: int | None) -> None:
+    """The next ones are served while one waits; if the pool is full, as soon as it is done."""
+    go_on, begun = Event(), []
+
+    def handle(_: object, client: socket.socket, peer: object) -> None:
+        begun.append(client)
+        if len(begun) == 1:
+            go_on.wait(2)
+        client.sendall(b"served")
+
+    acceptor, address = make(Pool(room), handle)
+    clients = connect(address)
+    acceptor.start_accepting()
+    gevent.sleep(0.05)
+    assert len(begun) == (1 if room == 1 else WAITING)
+    go_on.set()
+    assert answers(clients) == [b"served"] * WAITING
+
+
+def test_a_stop_waits_for_all(make: Make) -> None:
+    """Each connection that is taken at the end is in the pool, which gunicorn waits for."""
+    go_on, pool = Event(), Pool(WAITING)
+
+    def handle(_: object, client: socket.socket, peer: object) -> None:
+        go_on.wait(2)
+        client.sendall(b"served")
+
+    acceptor, address = make(pool, handle)
+    clients = connect(address)
+    acceptor.close()
+    gevent.sleep(0.05)
+    assert pool.free_count() == 0
+    go_on.set()
+    pool.join()
+    assert answers(clients) == [b"served"] * WAITING
+
+
+def test_an_error_is_its_own_connections(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are served, and its client is not left waiting."""
+    begun = []
+
+    def handle(_: object, client: socket.socket, peer: object) -> None:
+        begun.append(client)
+        if len(begun) == 2:
+            raise ZeroDivisionError
+        client.sendall(b"served")
+
+    acceptor, address = make(handle=handle)
+    clients = connect(address)
+    acceptor.start_accepting()
+    assert sorted(answers(clients)) == [b""] + [b"served"] * (WAITING - 1)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_others_run_while_many_are_served(make: Make) -> None:
+    """Connections that none of waits for anything don't have the worker to themselves."""
+    order = []
+
+    def handle(_: object, client: socket.socket, peer: object) -> None:
+        order.append("served")
+        until = time.thread_time() + 0.003
+        while time.thread_time() < until:
+            pass
+        client.sendall(b"served")
+
+    def tick() -> None:
+        while True:
+            order.append("other")
+            gevent.sleep(0.0001)
+
+    acceptor, address = make(handle=handle)
+    clients = connect(address, 3 * WAITING)
+    other = gevent.spawn(tick)
+    acceptor.start_accepting()
+    assert answers(clients) == [b"served"] * 3 * WAITING
+    other.kill()
+    assert "served served served served" not in " ".join(order)

@@ -371,6 +371,7 @@ SIDEWAYS = frozenset(
         ("routes.stream", "routes.cursors"),
         ("routes.stream", "routes.gate"),
         ("routes.stream", "routes.headers"),
+        ("routes.stream", "routes.lazy_request"),
         ("routes.stream", "routes.origins"),
         ("routes.stream", "routes.request_ids"),
         ("routes.streams", "routes.gate"),

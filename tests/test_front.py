@@ -9,8 +9,9 @@ import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Request
 
+from service.errors import BadParameter
 from service.routes.headers import HEADERS
-from service.routes.lazy_request import SHORT, LazyRequest
+from service.routes.lazy_request import SHORT, Args, LazyRequest, once_per_query
 from tests.applications import Application, making
 from tests.valkey import Valkey
 
@@ -96,3 +97,27 @@ def test_a_request_makes_what_is_asked_for() -> None:
         lazy.args["channel"] = "c"  # nobody may change what others see
     with pytest.raises(AttributeError):
         lazy.nothing  # noqa: B018
+
+
+def test_a_query_is_looked_at_once() -> None:
+    """Not so one that is long or secret, nor one that is refused."""
+    seen = []
+
+    def read(args: Args) -> str:
+        seen.append(args["channel"])
+        if args["channel"] == "bad":
+            raise BadParameter
+        return args["channel"]
+
+    asked = once_per_query(read)
+    for query in ("channel=a", "channel=b", "channel=a"):
+        assert asked(LazyRequest({"QUERY_STRING": query})) == query[-1]
+    assert seen == ["a", "b"]
+    for query in ("channel=c&a=" + "x" * SHORT, "channel=c&ticket=t"):
+        seen.clear()
+        for _ in range(2):
+            assert asked(LazyRequest({"QUERY_STRING": query})) == "c"
+        assert seen == ["c", "c"]
+    for _ in range(2):
+        with pytest.raises(BadParameter):
+            asked(LazyRequest({"QUERY_STRING": "channel=bad"}))

@@ -490,6 +490,22 @@ def test_a_lasting_refusal_is_told_once(
     assert len([text for text in caplog.messages if "presence can't be told" in text]) == 1
 
 
+@pytest.mark.parametrize("patterns", [("room.*",), ()], ids=["followed", "not-followed"])
+def test_where_nobody_is_followed_nobody_looks(
+    make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, patterns: Sequence[str]
+) -> None:
+    """Without patterns a worker looks only now and then: each look takes about a millisecond."""
+    monkeypatch.setattr("service.presence.TICK_SECONDS", 0.01)
+    one, looks = make(patterns=patterns), []
+    monkeypatch.setattr(one.presence, "tick", lambda: looks.append(1))
+    greenlet = gevent.spawn(one.presence.run)
+    gevent.sleep(0.1)
+    one.presence.stop()
+    greenlet.join(1)
+    assert greenlet.dead
+    assert bool(looks) == bool(patterns)
+
+
 def test_only_chosen_channels_tell_users(make: Callable[..., Worker]) -> None:
     """No pattern, no user, a companion, or a name too long for one: nothing is told."""
     one = make()

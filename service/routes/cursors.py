@@ -17,6 +17,9 @@ from service.routes.headers import header, parameter
 TWINS = ("last_event_id", "lastEventID", "lastEventId")
 """Names by which clients that can't set a header send their cursor."""
 
+BEGINNINGS = frozenset([*TWINS, "last", "since"])
+"""All parameters that say where a stream begins."""
+
 MAX_LAST = 10_000
 """Events that `last` may ask for."""
 
@@ -33,6 +36,8 @@ def read_start(request: Request) -> Start | None:
     cursor = header(request, "Last-Event-ID")
     if cursor:
         return _from_cursor(cursor)
+    if BEGINNINGS.isdisjoint(request.args):
+        return None
     for name in TWINS:
         if twin := parameter(request, name):
             return _from_cursor(twin)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from werkzeug.datastructures import MultiDict
-from werkzeug.utils import cached_property
 from werkzeug.wrappers import Request
+
+Args = MultiDict[str, str]
+"""The parameters in a query."""
+
+Read = TypeVar("Read")
+"""What a route makes of them."""
 
 MADE_BY_INIT = frozenset(
     ["method", "scheme", "server", "root_path", "path", "query_string", "headers", "remote_addr"]
@@ -25,11 +31,11 @@ class LazyRequest(Request):
         self.environ = environ
         self.shallow = False
 
-    @cached_property
-    def args(self) -> MultiDict[str, str]:
+    @functools.cached_property  # Werkzeug's own is asked by a call each time
+    def args(self) -> Args:
         """The parameters in the query; nobody may change them."""
         query = self.environ.get("QUERY_STRING", "")
-        return _known(query) if len(query) <= SHORT and "ticket=" not in query else _read(query)
+        return _known(query) if _is_kept(query) else _read(query)
 
     def __getattr__(self, name: str) -> Any:
         if name not in MADE_BY_INIT:
@@ -38,7 +44,22 @@ class LazyRequest(Request):
         return getattr(self, name)
 
 
-def _read(query: str) -> MultiDict[str, str]:
+def once_per_query(read: Callable[[Args], Read]) -> Callable[[Request], Read]:
+    """Have `read` look at the parameters once for all requests with the same short query."""
+    known = functools.lru_cache(maxsize=1000)(lambda query: read(_known(query)))
+
+    def of(request: Request) -> Read:
+        query = request.environ.get("QUERY_STRING", "")
+        return known(query) if _is_kept(query) else read(request.args)
+
+    return of
+
+
+def _is_kept(query: str) -> bool:
+    return len(query) <= SHORT and "ticket=" not in query
+
+
+def _read(query: str) -> Args:
     return Request({"REQUEST_METHOD": "GET", "wsgi.url_scheme": "http", "QUERY_STRING": query}).args
 
 

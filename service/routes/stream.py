@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from service.resumption import Resumption, Start
 from service.routes.codings import accepts_gzip, coding_headers, joined_headers
 from service.routes.cursors import read_start
 from service.routes.gate import Gate
-from service.routes.headers import STREAM_TYPE, parameter
+from service.routes.headers import STREAM_TYPE
+from service.routes.lazy_request import Args, once_per_query
 from service.routes.origins import Origins
 from service.routes.request_ids import HEADER
 from service.sockets import HAND_OVER, HANDED_OVER, Sockets
@@ -74,23 +76,28 @@ class StreamRoute:
     def __init__(self, opener: StreamOpener, gate: Gate, max_channels: int) -> None:
         self._opener = opener
         self._gate = gate
-        self._max_channels = max_channels
+        self._asked = once_per_query(functools.partial(_asked, max_channels=max_channels))
+        self._headers = {
+            gzip: joined_headers(STREAM_HEADERS, coding_headers(gzip) if opener.compresses else {})
+            for gzip in (False, True)
+        }
 
     def __call__(self, request: Request) -> Response | None:
         """Answer `request`; None when all is said over the socket itself (see front.py)."""
-        selection = _selection(request, self._max_channels)
-        start, overflow = read_start(request), _overflow(request)
+        selection, overflow = self._asked(request)
+        start = read_start(request)
         address = self._gate.address(request)
         grant = self._gate.subscriber(request, selection.channels)
         gzip = self._opener.compresses and accepts_gzip(request)
-        coding = coding_headers(gzip) if self._opener.compresses else {}
-        headers = joined_headers({**STREAM_HEADERS, **coding}, self._gate.origins.headers(request))
+        headers = self._headers[gzip]
+        if allowed := self._gate.origins.headers(request):
+            headers = joined_headers(headers, allowed)
         if request.environ["REQUEST_METHOD"].upper() == "HEAD":
             answer = Response(headers=headers)
             answer.automatically_set_content_length = False  # a stream has none
             return answer
-        granted = frozenset(filter(grant.may_subscribe, selection.channels))
-        selection = dataclasses.replace(selection, granted=granted)
+        if granted := frozenset(filter(grant.may_subscribe, selection.channels)):
+            selection = dataclasses.replace(selection, granted=granted)
         request_id = request.environ[REQUEST_ID]
         wanted = StreamRequest(
             selection, start, overflow, headers, gzip, address, grant, request_id
@@ -98,22 +105,26 @@ class StreamRoute:
         return self._opener.open(wanted, request.environ)
 
 
-def _selection(request: Request, max_channels: int) -> Selection:
-    channels = check_streamed(request.args.getlist("channel"), max_channels)
-    names = request.args.getlist("event")
+def _asked(args: Args, max_channels: int) -> tuple[Selection, Overflow]:
+    return _selection(args, max_channels), _overflow(args)
+
+
+def _selection(args: Args, max_channels: int) -> Selection:
+    channels = check_streamed(args.getlist("channel"), max_channels)
+    names = args.getlist("event")
     if len(names) > MAX_NAMES:
         raise BadParameter(f"{len(names)} event names are listed", fix=f"List at most {MAX_NAMES}")
     for name in names:
         if not name.startswith("$"):  # those pass every filter anyway
             check_name(name)
-    ping = parameter(request, "ping", "comment")
+    ping = args.get("ping", "comment")
     if ping not in ("comment", "event"):
         raise BadParameter(f"ping={ping[:40]!r} is not known", fix="Known are comment and event")
     return Selection(channels, frozenset(names) or None, visible_pings=ping == "event")
 
 
-def _overflow(request: Request) -> Overflow:
-    text = parameter(request, "overflow", Overflow.CLOSE.value)
+def _overflow(args: Args) -> Overflow:
+    text = args.get("overflow", Overflow.CLOSE.value)
     try:
         return Overflow(text)
     except ValueError:
