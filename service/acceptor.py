@@ -29,9 +29,9 @@ class Address:
 class Acceptor(StreamServer):
     """A server as gunicorn's gevent worker makes it, with `handle(address, client, peer)`.
 
-    `alone` tells that no other process takes connections from the same listener. A greenlet serves
-    one connection after the other, as a new one costs more than a tenth of opening a stream. When
-    it has to wait, a second one takes the rest.
+    `alone` tells that no other process takes connections from the same listener. Those that come
+    together are served by one greenlet, in turn: each new one costs some 20 µs. As soon as it has
+    to wait for a client, another one takes the rest.
     """
 
     def __init__(
@@ -47,50 +47,63 @@ class Acceptor(StreamServer):
         options = {} if ssl_context is None else {"ssl_context": ssl_context}
         if not alone:
             self.max_accept = 1  # so that one of them doesn't take all
-        self._handle_at = functools.partial(handle, Address(listener))
+        self._handle_from = functools.partial(handle, Address(listener))
         self._greenlets = spawn
         self._accepted: deque[tuple[Any, ...]] = deque()
-        self._successor = False
-        """Whether a greenlet will be started for what is in `_accepted`."""
-        self._pause = False
-        """Whether one gives way only for a moment, and goes on itself."""
+        self._awaited = False
+        """Whether a greenlet has been started, or will be, that is to look at `_accepted`."""
+        self._pausing = False
+        """Whether a greenlet that looks at it gives way to others for a moment."""
         super().__init__(listener, spawn=spawn, **options)
 
     def handle(self, client: Any, peer: Any) -> None:
         """Serve a connection; a method, as gevent forgets a function when it closes."""
-        self._handle_at(client, peer)
+        self._handle_from(client, peer)
+
+    def do_read(self) -> Any:
+        """Accept a connection; None where nobody has come, or there are no greenlets left."""
+        size = self._greenlets.size
+        if size is not None and len(self._accepted) >= self._greenlets.free_count():
+            return None
+        return super().do_read()
 
     def do_handle(self, *connection: Any) -> None:
         """Have a connection that was accepted served."""
         self._accepted.append(connection)
-        if not self._successor:
-            self._successor = True
+        if not (self._awaited or self._pausing):
             self._greenlets.spawn(self._serve)
+            self._awaited = True
 
     def _serve(self) -> None:
-        self._successor = False
+        self._awaited = False
         handle = self.wrap_socket_and_handle if self.ssl_enabled else self.handle
         began = time.monotonic()
-        while self._accepted:
+        while self._accepted and not self._pausing:
+            if time.monotonic() - began > SLICE_SECONDS:
+                self._pause()
+                began = time.monotonic()
             connection = self._accepted.popleft()
-            if self._accepted and not self._successor:
-                self._successor = True
+            if self._accepted and not self._awaited:
+                self._awaited = True
                 self.loop.run_callback(self._succeed)
             try:
                 handle(*connection)
             finally:
                 self.do_close(*connection)
-            if self._accepted and time.monotonic() - began > SLICE_SECONDS:
-                self._pause = True
-                give_way()
-                self._pause = False
-                began = time.monotonic()
 
     def _succeed(self) -> None:
-        # If the pool is full, its greenlets find the rest when they are done.
-        self._successor = bool(self._accepted) and not (self._pause or self._greenlets.full())
-        if self._successor:
+        # do_read has left room for it.
+        self._awaited = False
+        if self._accepted and not self._pausing:
             self._greenlets.spawn(self._serve)
+            self._awaited = True
+
+    def _pause(self) -> None:
+        self._pausing = True
+        try:
+            give_way()
+        finally:
+            self._pausing = False
 
     def close(self) -> None:
         """Close the listener; who has connected is served: a close alone would reset them."""

@@ -92,10 +92,7 @@ class Grant:
 
 def selects(patterns: Iterable[str], channel: str) -> bool:
     """Whether any of `patterns` selects `channel`."""
-    for pattern in patterns:  # noqa: SIM110 # `any` would be three calls of functions more
-        if _compiled(pattern).matches(channel):
-            return True
-    return False
+    return any(_compiled(pattern).matches(channel) for pattern in patterns)
 
 
 def selector(patterns: Sequence[str]) -> Callable[[str], bool]:

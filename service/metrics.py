@@ -173,7 +173,7 @@ class Metrics:
             _tell(getattr(self._counts, one.of), self._told_of[one], histogram)
         gauges = {"pushline_workers": 1, "process_resident_memory_bytes": resident_bytes()}
         for name, value in {**gauges, **self._read_gauges()}.items():
-            if value != self._shown.get(name):
+            if value != self._shown.get(name):  # setting one takes a lock and a write of a file
                 self._shown[name] = value
                 self._gauges[name].set(value)
 

@@ -38,7 +38,7 @@ LOOK_SECONDS = 1.0
 """How often a worker looks for what others didn't tell."""
 
 IDLE_LOOK_SECONDS = 10.0
-"""The same where presence isn't followed: only the names of dead workers are to be forgotten."""
+"""The same where presence isn't followed: mostly the names of dead workers are to be forgotten."""
 
 FRESH_SECONDS = 2.0
 """A change that was claimed longer ago is left to others: this worker was held up."""

@@ -34,7 +34,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    include {folder}/site.conf;
+    {inside}
 }}
 """
 
@@ -59,6 +59,13 @@ def need(name: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+def nginx_command(folder: Path, inside: str) -> list[str]:
+    """What starts nginx with all its files in `folder`, and `inside` its block http."""
+    configuration = folder / "nginx.conf"
+    configuration.write_text(NGINX.format(folder=folder, inside=inside))
+    return [need("nginx"), "-p", str(folder), "-c", str(configuration)]
 
 
 def replaced(text: str, changes: dict[str, str]) -> str:
@@ -154,9 +161,7 @@ class Nginx(Proxy):
             "/etc/ssl/push.example.com.key": str(self.key),
         }
         (self.folder / "site.conf").write_text(replaced(site, changes))
-        configuration = self.folder / "nginx.conf"
-        configuration.write_text(NGINX.format(folder=self.folder))
-        self.command = [need("nginx"), "-p", str(self.folder), "-c", str(configuration)]
+        self.command = nginx_command(self.folder, f"include {self.folder}/site.conf;")
 
     def reload(self) -> None:
         """As `nginx -s reload` does it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from service.presence import Presence, companion, publication_of
 from service.presence_store import Place, PresenceStore, Present
 from service.publication import Publication, Receipt
 from service.stream_reports import StreamReports
+from tests.live_server import until
 from tests.nodes import NAMES, end, make_store
 from tests.sse_client import parse_stream
 from tests.valkey import Valkey
@@ -491,19 +493,21 @@ def test_a_lasting_refusal_is_told_once(
 
 
 @pytest.mark.parametrize("patterns", [("room.*",), ()], ids=["followed", "not-followed"])
-def test_where_nobody_is_followed_nobody_looks(
+def test_where_nobody_is_followed_workers_look_seldom(
     make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, patterns: Sequence[str]
 ) -> None:
     """Without patterns a worker looks only now and then: each look takes about a millisecond."""
     monkeypatch.setattr("service.presence.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("service.presence.IDLE_LOOK_SECONDS", 0.5)
     one, looks = make(patterns=patterns), []
-    monkeypatch.setattr(one.presence, "tick", lambda: looks.append(1))
+    monkeypatch.setattr(one.presence, "tick", lambda: looks.append(time.monotonic()))
+    began = time.monotonic()
     greenlet = gevent.spawn(one.presence.run)
-    gevent.sleep(0.1)
+    until(lambda: bool(looks), 5, "a look")
     one.presence.stop()
     greenlet.join(1)
     assert greenlet.dead
-    assert bool(looks) == bool(patterns)
+    assert (looks[0] - began < 0.4) == bool(patterns)
 
 
 def test_only_chosen_channels_tell_users(make: Callable[..., Worker]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ MADE_BY_INIT = frozenset(
 
 SHORT = 256
 """Longest query that is kept, in letters: anybody may send any. None with a ticket is."""
+
+_ENCODED_NAME = re.compile("(?:^|&)[^=&]*%")
+"""In a query: a parameter whose name, for all one knows, is `ticket`."""
 
 
 class LazyRequest(Request):
@@ -45,7 +49,10 @@ class LazyRequest(Request):
 
 
 def once_per_query(read: Callable[[Args], Read]) -> Callable[[Request], Read]:
-    """Have `read` look at the parameters once for all requests with the same short query."""
+    """Have `read` look at the parameters once for all requests with the same short query.
+
+    All get the same result, which nobody may change, or the same exception anew.
+    """
     known = functools.lru_cache(maxsize=1000)(lambda query: read(_known(query)))
 
     def of(request: Request) -> Read:
@@ -56,7 +63,9 @@ def once_per_query(read: Callable[[Args], Read]) -> Callable[[Request], Read]:
 
 
 def _is_kept(query: str) -> bool:
-    return len(query) <= SHORT and "ticket=" not in query
+    if len(query) > SHORT or "ticket=" in query:
+        return False
+    return "%" not in query or not _ENCODED_NAME.search(query)
 
 
 def _read(query: str) -> Args:

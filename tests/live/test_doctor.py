@@ -16,30 +16,12 @@ from typing import Any
 import pytest
 
 from tests.live_server import ROOT, LiveService, until
-from tests.proxies import Nginx, need, replaced
+from tests.proxies import Nginx, nginx_command, replaced
 from tests.raw_http import RawConnection
 from tests.sse_client import SseClient
 from tests.valkey import Valkey, free_port
 
 pytestmark = pytest.mark.live
-
-NGINX = """
-daemon off;
-master_process off;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    proxy_set_header Host $http_host;
-    {servers}
-}}
-"""
 
 PROXIES = {
     "good": "proxy_http_version 1.1;",
@@ -57,7 +39,6 @@ def proxies(
     shared_valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """The addresses of nginx before one service, set up well and badly."""
-    nginx = need("nginx")
     directory = tmp_path_factory.mktemp("nginx")
     ports = {name: free_port() for name in PROXIES}
     with LiveService(shared_valkey.url, WEB_CONCURRENCY=1, HEARTBEAT_SECONDS=2) as service:
@@ -66,16 +47,13 @@ def proxies(
             f" location / {{ {options} proxy_pass {service.url}; }} }}"
             for name, options in PROXIES.items()
         )
-        (directory / "nginx.conf").write_text(NGINX.format(directory=directory, servers=servers))
-        process = subprocess.Popen(
-            [nginx, "-p", str(directory), "-c", str(directory / "nginx.conf")],
-            stderr=subprocess.DEVNULL,
-        )
+        command = nginx_command(directory, "proxy_set_header Host $http_host;\n" + servers)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             until(lambda: all(map(listens, ports.values())), 10, "nginx listens")
             yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         finally:
-            process.kill()
+            process.terminate()
             process.wait()
 
 

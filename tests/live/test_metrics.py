@@ -52,7 +52,7 @@ def read(service: LiveService) -> Scrape:
 def settled(
     service: LiveService, condition: Callable[[Scrape], bool], seconds: float = 5
 ) -> Scrape:
-    """Scrape until `condition` holds; both workers' numbers are half a second old at most."""
+    """Scrape until `condition` holds; both workers' numbers are a second old at most."""
     found: list[Scrape] = []
 
     def holds() -> bool:

@@ -15,26 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.live_server import LiveService, until
-from tests.proxies import need
+from tests.proxies import need, nginx_command
 from tests.raw_http import RawConnection, ask, request_bytes
 from tests.sse_client import End, SseClient, event_data
 from tests.valkey import Valkey, free_port
 
 pytestmark = pytest.mark.live
 
-CONFIGURATION = """
-daemon off;
-master_process off;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+INSIDE = """
     proxy_set_header Host $http_host;
     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     proxy_set_header Connection "";
@@ -55,7 +43,6 @@ http {{
             client_max_body_size 0;
         }}
     }}
-}}
 """
 
 
@@ -68,18 +55,13 @@ class Nginx:
     def __init__(self, directory: Path, upstream: str) -> None:
         self.directory = directory
         self.old, self.new, self.upload = free_port(), free_port(), free_port()
-        text = CONFIGURATION.format(
-            directory=directory,
+        inside = INSIDE.format(
             upstream=upstream,
             old_port=self.old,
             new_port=self.new,
             upload_port=self.upload,
         )
-        (directory / "nginx.conf").write_text(text)
-        self.process = subprocess.Popen(
-            [need("nginx"), "-p", str(directory), "-c", str(directory / "nginx.conf")],
-            stderr=subprocess.DEVNULL,
-        )
+        self.process = subprocess.Popen(nginx_command(directory, inside), stderr=subprocess.DEVNULL)
         until(self._listens, 10, "nginx listens")
 
     def _listens(self) -> bool:
@@ -92,7 +74,7 @@ class Nginx:
 
     def stop(self) -> None:
         """End it."""
-        self.process.kill()
+        self.process.terminate()
         self.process.wait()
 
 
