@@ -237,7 +237,8 @@ def test_uploads_and_replays_count(service: LiveService) -> None:
         url = f"{service.url}/stream?channel=a&last_event_id={cursor}"
         with SseClient.connect(url) as client:
             client.events(events, 5)
-    found = settled(service, lambda now: now.sum("connections_closed_total") == 2)
+    sums = {"publish_total": 5, "replay_total": 2, "connections_closed_total": 2}
+    found = settled(service, lambda now: {name: now.sum(name) for name in sums} == sums)
     assert found.get("publish_total", via="upload", result="published") == 3
     assert found.get("publish_total", via="http", result="published") == 1
     assert found.get("publish_total", via="http", result="replayed") == 1
