@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from service.line_handler import HOLD_SECONDS
+from tests.processes import children
 from tests.secrets_used import USED
 from tests.valkey import free_port
 
@@ -106,8 +107,7 @@ class LiveService:
 
     def worker_pids(self) -> list[int]:
         """The process ids of the workers that are there now."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        return children(self.pid)
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes, Message[str, str]]:
         """GET a path: status, body, headers."""

@@ -29,13 +29,31 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+GONE = (FileNotFoundError, ProcessLookupError)
+"""How a read in /proc fails once the process has ended: it isn't found, or was when it opened."""
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; one that has ended and waits for its parent does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except GONE:
         return False
     return state != "Z"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are still there; none once it has ended."""
+    try:
+        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except GONE:
+        return []
+    return [int(child) for child in pids.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
 LISTENING = "0A"
@@ -47,7 +65,7 @@ def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
     inodes = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            with contextlib.suppress(*GONE):  # it was closed meanwhile
                 inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
     found = set()
     for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):

@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from tests.live_server import ROOT, until
+from tests.processes import children
 from tests.valkey import free_port
 
 DEPLOY = ROOT / "deploy"
@@ -167,7 +168,7 @@ class Nginx(Proxy):
         """As `nginx -s reload` does it."""
         self.process.send_signal(signal.SIGHUP)
         pid = self.process.pid
-        until(lambda: len(_children(pid)) > 1 or self._reloaded(), 5, "nginx has new workers")
+        until(lambda: len(children(pid)) > 1 or self._reloaded(), 5, "nginx has new workers")
 
     def _reloaded(self) -> bool:
         return "gracefully shutting down" in (self.folder / "error.log").read_text()
@@ -208,7 +209,3 @@ class HastyCaddy(Caddy):
     """The same that hardly waits for a node to come back."""
 
     patience = "0.2s"
-
-
-def _children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.live_server import LiveService
+from tests.processes import GONE
 from tests.secrets_used import USED
 from tests.sse_client import RECEIVE_BYTES, ResponseHead, open_socket
 
@@ -151,6 +152,6 @@ def worker_of(service: LiveService, client: socket.socket) -> int:
             try:
                 if str(descriptor.readlink()) == f"socket:[{inode}]":
                     return pid
-            except FileNotFoundError:
+            except GONE:
                 continue  # closed meanwhile
     raise AssertionError("no worker holds this connection")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.live_server import GUNICORN, ROOT, until
-from tests.processes import alive, listening
+from tests.processes import alive, children, listening
 from tests.sse_client import End, SseClient
 from tests.valkey import Valkey, free_port
 
@@ -58,8 +58,7 @@ class Serve:
             until(self._ready, 20, "ready")
             assert self.process.stdout is not None
             self.banner = [self.process.stdout.readline().decode() for _ in range(4)]
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-            self.workers = [int(worker) for worker in children.read_text().split()]
+            self.workers = children(self.process.pid)
             self.valkey_pid = self._ask_valkey_pid()
         except BaseException:
             self.__exit__()

@@ -24,6 +24,7 @@ import trustme
 from tests.chaos import Chaos
 from tests.fault_proxy import FaultProxy
 from tests.live_server import ROOT, LiveService, until
+from tests.processes import descendants
 from tests.raw_http import ask
 from tests.sse_client import SseClient
 from tests.valkey import Valkey, free_port
@@ -187,12 +188,6 @@ class DynoRestart(Chaos):
         self._old.process.wait(60)
         self.seconds = time.monotonic() - started
         self.outcome.faults = {"restart": 1}
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [one for child in map(int, children) for one in (child, *descendants(child))]
 
 
 @pytest.mark.long
