@@ -51,7 +51,7 @@ class Stream:
         self.data = b""
         self._pieces = response.iter_encoded()
 
-    def read(self, seconds: float = 3.0) -> list[ParsedEvent]:
+    def read(self, seconds: float = 10.0) -> list[ParsedEvent]:
         """The events of the next piece."""
         with gevent.Timeout(seconds):
             piece = next(self._pieces)

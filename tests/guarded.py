@@ -13,7 +13,7 @@ from tests.sse_client import End, SseClient
 PAGE = "https://app.example"
 REVOKED = ("$end", '{"reason": "revoked"}')
 EXPIRED = ("$end", '{"reason": "expired"}')
-TICKET_SECONDS = 2
+TICKET_SECONDS = 4
 
 GUARDED: dict[str, object] = {
     "PUBLISH_OPEN": 0,

@@ -29,12 +29,17 @@ GUNICORN = ("-m", "gunicorn", "-c", "python:service.gunicorn_conf")
 
 
 def until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
-    """Wait for `condition` to be true and return its value; fails after `timeout` seconds."""
+    """Wait for `condition` to be true and return its value; fails after `timeout` seconds.
+
+    It looks once more after that: this process itself may have stood still since the last time.
+    """
     deadline = time.monotonic() + timeout
+    late = False
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        if late:
             raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(0.02)
+        late = time.monotonic() > deadline
     return value
 
 
@@ -143,10 +148,10 @@ class LiveService:
         return self.log_path.read_text(errors="replace")
 
     def log_lines(self, **fields: object) -> list[dict[str, Any]]:
-        """The JSON log lines that have all of `fields`."""
+        """The JSON log lines that have all of `fields`; not one that is being written."""
         lines = []
-        for text in self.log().splitlines():
-            if text.startswith("{"):
+        for text in self.log().splitlines(keepends=True):
+            if text.startswith("{") and text.endswith("\n"):
                 line = json.loads(text)
                 if all(line.get(key) == value for key, value in fields.items()):
                     lines.append(line)

@@ -56,6 +56,14 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
+def descriptors(pid: int) -> list[Path]:
+    """The links to what a process has open; none once it has ended."""
+    try:
+        return list(Path(f"/proc/{pid}/fd").iterdir())
+    except GONE:
+        return []
+
+
 LISTENING = "0A"
 """TCP_LISTEN, as /proc/net/tcp has it."""
 
@@ -64,7 +72,7 @@ def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
     """The TCP addresses and ports on which these processes listen."""
     inodes = set()
     for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        for descriptor in descriptors(pid):
             with contextlib.suppress(*GONE):  # it was closed meanwhile
                 inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
     found = set()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.live_server import LiveService
-from tests.processes import GONE
+from tests.processes import GONE, descriptors
 from tests.secrets_used import USED
 from tests.sse_client import RECEIVE_BYTES, ResponseHead, open_socket
 
@@ -148,7 +148,7 @@ def worker_of(service: LiveService, client: socket.socket) -> int:
         if tuple(int(end.partition(":")[2], 16) for end in fields[1:3]) == ends:
             inode = fields[9]
     for pid in service.worker_pids():
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        for descriptor in descriptors(pid):
             try:
                 if str(descriptor.readlink()) == f"socket:[{inode}]":
                     return pid

@@ -40,10 +40,10 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def scripted(script: Script) -> Iterator[Remote]:
-    """Such a server, for whose answers nobody waits long."""
+def scripted(script: Script, seconds: float = 3.0) -> Iterator[Remote]:
+    """Such a server, for whose answers one waits so long."""
     server = Scripted(script)
     try:
-        yield Remote(server.url, seconds=0.3)
+        yield Remote(server.url, seconds=seconds)
     finally:
         server.close()

@@ -10,7 +10,7 @@ import gevent
 
 from service.fan_out import give_way
 
-TRIES = 3
+TRIES = 6
 
 
 class Watch:

@@ -68,10 +68,10 @@ def test_names_in_redis(prefix: str, pubsub: str, clock: str) -> None:
 def test_no_pattern_takes_long(text: str) -> None:
     """Whatever a token or a setting says, matching never holds a worker up."""
     pattern = ChannelPattern(text)
-    started = time.perf_counter()
+    started = time.thread_time()
     for channel in ("-" * 128, "." * 128, "a.-" * 42):
         assert not pattern.matches(channel)
-    assert time.perf_counter() - started < 0.05
+    assert time.thread_time() - started < 0.05
 
 
 @given(

@@ -150,8 +150,11 @@ def test_starts_and_answers_in_a_private_place(
     assert len(held()) == 1
 
 
-def test_ends_when_the_pipe_is_closed(directory: Path, held: Callable[[], set[int]]) -> None:
+def test_ends_when_the_pipe_is_closed(
+    directory: Path, held: Callable[[], set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Valkey ends, and its directory goes, when nobody holds the pipe; a new one can start."""
+    monkeypatch.setattr(embedded, "GRACE_SECONDS", 15)
     pid = valkey_pid(embedded.start(PORT))
     release(held())
     again = valkey_pid(embedded.start(PORT))  # at once: it waits for the old one to go

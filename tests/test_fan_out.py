@@ -142,11 +142,12 @@ def test_a_busy_worker_leaves_the_writer_half(hub: Hub, clock: Clock) -> None:
     assert apart == {math.ceil(0.020 / slice_seconds)}
 
 
-def test_others_run_every_few_milliseconds(hub: Hub) -> None:
+def test_others_run_every_few_milliseconds(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fan-out to thousands of streams lets other greenlets run every 5 ms or so, and among them
     those that wait for a socket.
     """
-
+    # A wait for a core counts as the time of others, of which the writer gets as much.
+    monkeypatch.setattr(service.fan_out, "LONGEST_REST_SECONDS", 0.005)
     for _ in range(2000):
         Client(hub, on_write=lambda: burn(0.00003))
     ids = itertools.count(1)
@@ -345,13 +346,13 @@ def test_a_rest_is_broken_off_for_other_views(hub: Hub) -> None:
     gevent.sleep(0)
     for view in hub.views.values():
         if view.selection.channels == ("busy",):
-            view.rests_until = time.perf_counter() + 0.5
+            view.rests_until = time.perf_counter() + 2
     hub.collect([("busy", frame(1))])
     gevent.sleep(0.05)
     hub.collect([("quiet", frame(2))])
     gevent.sleep(0.05)
     assert (busy.events, quiet.events) == ([], ["2"])
-    until(lambda: busy.events == ["1"], 1, "the rest is over")
+    until(lambda: busy.events == ["1"], 10, "the rest is over")
     writer.kill()
 
 

@@ -493,13 +493,13 @@ def test_heartbeats_come_in_time_and_not_together(hub: Hub) -> None:
     """A heartbeat comes before the longest silence is over, up to a fifth earlier, so that views
     don't beat all at once.
     """
-    now = time.monotonic()
+    began = time.monotonic()
     for number in range(200):
         Client(hub, f"channel{number}")
-    due = [view.heartbeat_at - now for view in hub.views.values()]
+    due = [view.heartbeat_at for view in hub.views.values()]
     latest = HEARTBEAT_SECONDS - TICK_SECONDS
-    assert max(due) <= latest + 0.1
-    assert min(due) >= latest - JITTER * HEARTBEAT_SECONDS
+    assert max(due) <= time.monotonic() + latest
+    assert min(due) >= began + latest - JITTER * HEARTBEAT_SECONDS
     assert max(due) - min(due) > 0.5 * JITTER * HEARTBEAT_SECONDS
 
 
@@ -613,7 +613,7 @@ def test_the_hub_beats_by_itself() -> None:
     quiet, stuck = Client(hub, "a"), Client(hub, "b")
     stuck.stuck = True
     greenlets = [gevent.spawn(hub.run), gevent.spawn(hub.fan_out.run)]
-    until(lambda: quiet.data.startswith(b":\n"), 0.9, "a heartbeat")
+    until(lambda: quiet.data.startswith(b":\n"), 3, "a heartbeat")
     until(lambda: stuck.subscriber.ending is Ending.STALLED, 2, "the stalled stream is ended")
     until(lambda: quiet.data.startswith(b":\n:\n:\n"), 3, "more heartbeats")
     gevent.killall(greenlets)
@@ -651,22 +651,30 @@ def test_a_drain_is_spread_over_its_window(hub: Hub) -> None:
     started = time.monotonic()
     hub.drain(0.5)
     times = sorted(client.ended_at - started for client in clients)
-    assert times[-1] < 0.9
+    assert times[-1] < 3
     for number, ended in enumerate(times):
         assert ended >= 0.5 * number / 50 - 0.01
     order = [client.ended_at for client in clients]
     assert order != sorted(order), "those that came first are not always the first to go"
 
 
+def begin_drain(hub: Hub, window_seconds: float) -> gevent.Greenlet[..., None]:
+    """A drain that has ended its first stream, and waits for the time of others."""
+    drain = gevent.spawn(hub.drain, window_seconds)
+    for _ in range(3):
+        gevent.sleep(0)  # by the clock, a pause of this process could be the end of all
+    return drain
+
+
 def test_streams_may_leave_and_get_events_during_a_drain(hub: Hub) -> None:
     """A drain goes on when streams end by themselves, and delivers until each one's turn."""
     clients = [Client(hub) for _ in range(20)]
-    drain = gevent.spawn(hub.drain, 0.3)
-    gevent.sleep(0.05)
+    drain = begin_drain(hub, 0.3)
+    assert 10 < hub.streams < 20
     for client in clients[:10]:
         client.subscriber.end(Ending.CLIENT_LEFT)
     deliver(hub, [("a", frame(1))])
-    drain.get(timeout=1)
+    drain.get(timeout=5)
     assert hub.streams == 0
     assert sum("1" in client.events for client in clients) >= 5
 
@@ -676,8 +684,7 @@ def test_a_drain_waits_shortly_for_what_is_unsent(hub: Hub) -> None:
     slow, stuck = Client(hub), Client(hub)
     slow.stuck = stuck.stuck = True
     deliver(hub, [("a", frame(1))])
-    drain = gevent.spawn(hub.drain, 0)
-    gevent.sleep(0.05)
+    drain = begin_drain(hub, 0)
     assert slow.subscriber.ending is Ending.DRAINED
     slow.stuck = False
     slow.subscriber.flush()
@@ -686,8 +693,8 @@ def test_a_drain_waits_shortly_for_what_is_unsent(hub: Hub) -> None:
     assert b"retry:" in slow.data
 
     started = time.monotonic()
-    drain.get(timeout=FLUSH_SECONDS + 1)
-    assert time.monotonic() - started < FLUSH_SECONDS + 0.8
+    drain.get(timeout=FLUSH_SECONDS + 5)
+    assert time.monotonic() - started < FLUSH_SECONDS + 4
     assert stuck.data == b""
     assert hub.streams == 0
 

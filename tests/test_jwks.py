@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -374,7 +375,7 @@ def dripping(file: Any) -> None:
     [
         ({"body": b" " * MAX_BYTES + key_set(jwk(FIRST))}, "over 1 MiB"),
         ({"write": endless}, "over 1 MiB"),
-        ({"write": dripping}, "too long"),
+        ({"write": dripping}, "too long|timed out"),
         ({"seconds": 3.0}, "timed out"),
         ({"body": b""}, "Expecting value"),
         ({"body": b"<html>"}, "Expecting value"),
@@ -412,7 +413,7 @@ def test_what_a_bad_server_answers(
     """
     keys = Jwks(issuer.url, clock)
     keys.keys()
-    if reason in ("too long", "timed out"):
+    if reason and "timed out" in reason:
         monkeypatch.setattr(service.jwks, "FETCH_SECONDS", 1.0)
     for name, value in changes.items():
         setattr(issuer, name, value)
@@ -422,7 +423,7 @@ def test_what_a_bad_server_answers(
     if reason is None:
         assert not caplog.records
     else:
-        assert reason in caplog.text
+        assert re.search(reason, caplog.text)
         assert len(caplog.text) < 500
         assert "s3cret" not in caplog.text
 

@@ -116,7 +116,7 @@ def test_streams_count(make: Make) -> None:
     assert now.get("connections_closed_total", reason="client_left") == 1
     assert now.get("connections_closed_total", reason="channel_ended") == 1
     assert (now.get("connections"), now.get("connections_opened_total")) == (0, 2)
-    until(lambda: read(app).get("channels") == 0, 8, "channels linger for 5 s")
+    until(lambda: read(app).get("channels") == 0, 20, "channels linger for 5 s")
 
 
 def test_the_last_numbers_are_told(make: Make) -> None:

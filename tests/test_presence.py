@@ -182,8 +182,11 @@ def test_who_moves_between_two_reports_is_not_told(make: Callable[..., Worker]) 
     assert one.told() == ["$join ana"]
 
 
-def test_a_dead_workers_users_leave_once(make: Callable[..., Worker]) -> None:
+def test_a_dead_workers_users_leave_once(
+    make: Callable[..., Worker], valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All the others notice, and one of them tells; who is still elsewhere stays."""
+    monkeypatch.setattr("tests.test_presence.GRACE_SECONDS", 10)
     dead, two, three = make(), make(), make()
     for number in range(150):
         dead.open(f"u{number:03}")
@@ -196,7 +199,7 @@ def test_a_dead_workers_users_leave_once(make: Callable[..., Worker]) -> None:
     dead.die()
     gevent.joinall([gevent.spawn(worker.tick) for worker in (two, three)], raise_error=True)
     assert len(two.users()) == 151, "within the grace period they are still there"
-    wait_grace()
+    due_now(valkey)
     gevent.joinall([gevent.spawn(worker.tick) for worker in (two, three)], raise_error=True)
     assert one_each(two.told()[151:]) == {f"$leave u{number:03}" for number in range(150)}
     assert two.users() == ["ana"]
@@ -486,6 +489,7 @@ def test_a_lasting_refusal_is_told_once(
     one.audience.report()
     caplog.set_level(logging.WARNING)
     greenlet = gevent.spawn(one.presence.run)
+    until(lambda: "presence can't be told" in caplog.text, 10, "it is told")
     gevent.sleep(0.3)
     greenlet.kill()
     one.store.close()

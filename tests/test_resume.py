@@ -557,11 +557,16 @@ def test_private_events_want_a_grant(
 
 @pytest.mark.parametrize("followed", [True, False])
 def test_shared_replays_have_their_own_rights(
-    node: StreamNode, small_steps: None, valkey: Valkey, followed: bool
+    node: StreamNode,
+    small_steps: None,
+    valkey: Valkey,
+    monkeypatch: pytest.MonkeyPatch,
+    followed: bool,
 ) -> None:
     """Streams with the same cursor share what is read from Redis, whatever their rights, and none
     gets an event by way of another one's.
     """
+    monkeypatch.setattr(service.resume, "SHARED_SECONDS", 60)
     if followed:
         node.broker.follow(["a"])
     (cursor,) = node.publish("a", "first")
@@ -640,8 +645,11 @@ def test_a_storm_is_served_from_memory(app: Application, valkey: Valkey) -> None
     keeper.close()
 
 
-def test_a_storm_shares_its_reads(make: Make, small_steps: None, valkey: Valkey) -> None:
+def test_a_storm_shares_its_reads(
+    make: Make, small_steps: None, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many clients with the same cursor share each read that memory can't answer."""
+    monkeypatch.setattr(service.resume, "SHARED_SECONDS", 60)
     app = make()
     ids = publish(app, "a", 60)
     valkey.cli("CONFIG", "RESETSTAT")

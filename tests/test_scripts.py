@@ -121,20 +121,20 @@ def test_without_both_time_proves_how_far_back_nothing_is(
 def test_keys_live_as_long_as_they_should(store: RedisStore, valkey: Valkey) -> None:
     """History and tail expire after the last event, the tail a day later; each one renews both."""
     publish(store, "a", "1")
-    assert valkey.cli("TTL", NAMES.history("a")) == HOUR
-    assert valkey.cli("TTL", NAMES.tail("a")) == HOUR + TAIL_SECONDS
+    assert HOUR - 5 < valkey.cli("TTL", NAMES.history("a")) <= HOUR
+    assert HOUR + TAIL_SECONDS - 5 < valkey.cli("TTL", NAMES.tail("a")) <= HOUR + TAIL_SECONDS
     valkey.cli("EXPIRE", NAMES.history("a"), 10)
     valkey.cli("EXPIRE", NAMES.tail("a"), 10)
     publish(store, "a", "2")
-    assert valkey.cli("TTL", NAMES.history("a")) == HOUR
-    assert valkey.cli("TTL", NAMES.tail("a")) == HOUR + TAIL_SECONDS
+    assert HOUR - 5 < valkey.cli("TTL", NAMES.history("a")) <= HOUR
+    assert HOUR + TAIL_SECONDS - 5 < valkey.cli("TTL", NAMES.tail("a")) <= HOUR + TAIL_SECONDS
 
 
 def test_a_history_is_trimmed(store: RedisStore, valkey: Valkey) -> None:
     """A channel keeps about its number of events: at least that, and a node of the stream more."""
     publish(store, "few", *map(str, range(500)))
     assert 2 <= valkey.cli("XLEN", NAMES.history("few")) <= 2 + 100
-    assert valkey.cli("TTL", NAMES.history("few")) == 60
+    assert 55 < valkey.cli("TTL", NAMES.history("few")) <= 60
 
 
 def test_a_lifetime_is_a_deadline_in_the_entry(store: RedisStore) -> None:
@@ -232,7 +232,7 @@ def test_a_key_publishes_once(store: RedisStore, valkey: Valkey) -> None:
     assert again.id == first.id
     assert len(history(store, "a")) == len(history(store, "b")) == 1
     record = NAMES.idempotency("", ("a", "b"), "k")
-    assert valkey.cli("TTL", record) == 300
+    assert 295 < valkey.cli("TTL", record) <= 300
     valkey.cli("DEL", record)
     assert publish_one(store, KEYED).id > first.id
 

@@ -457,9 +457,10 @@ def test_quantiles() -> None:
 
     with serving(script) as server, Swarm(server.url, 1) as swarm:
         latency = swarm.wait_ended(10).latency_ms
+    on_the_way = latency.max - 10_000  # the last event comes no sooner than the others
+    assert 0 <= on_the_way < 3000
     for measured, true in ((latency.p50, 5000), (latency.p90, 9000), (latency.p99, 9900)):
-        assert true <= measured < true * 1.04 + 500
-    assert 10_000 <= latency.max < 10_500
+        assert true <= measured < (true + on_the_way) * 1.04
 
 
 REFUSAL = HEAD + b"Content-Length: 11\r\n\r\nretry: 50\n\n"

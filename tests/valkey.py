@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import itertools
 import os
 import random
 import shutil
@@ -11,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,17 +26,32 @@ from service.embedded import server_binary
 START_SECONDS = 60.0
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now.
+PORTS = range(10_000, 32_000)
+"""Below the ports that systems give to clients: a client that tries again and again to reach a dead
+server on one of those sooner or later connects to itself."""
 
-    Below the ports that systems give to clients: a client that tries again and again to reach a
-    dead server on one of those sooner or later connects to itself.
+SHARE = 1000
+"""How many of them one process has to itself, by holding the first."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now, nor will before it is used.
+
+    Other test processes draw from shares of their own, and this one from the oldest of its ports.
     """
     while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
+        port = next(_share())
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+@functools.cache
+def _share() -> Iterator[int]:
+    while True:
+        first = random.randrange(PORTS.start, PORTS.stop, SHARE)
+        with contextlib.suppress(OSError):
+            atexit.register(socket.create_server(("127.0.0.1", first)).close)
+            return itertools.cycle(range(first + 1, first + SHARE))
 
 
 class Valkey:

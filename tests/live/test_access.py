@@ -268,7 +268,9 @@ def test_closing_takes_tickets_back(guarded: LiveService, name: str) -> None:
             for pid in guarded.worker_pids():
                 with only_worker(guarded, pid):
                     client = stream(guarded, channel, query=f"&ticket={ticket}")
-                    clients.append(opened(stack.enter_context(client)))
+                    if stack.enter_context(client).status == 401:
+                        return False  # too old by now
+                    clients.append(opened(client))
             assert close_streams(guarded, f"user={user}").status == 202
             new_ticket = get_ticket(guarded, channel, mine)
             assert [last_words(client) for client in clients] == [REVOKED] * len(clients)
@@ -352,13 +354,15 @@ def test_tickets(guarded: LiveService, name: str) -> None:
     first, second = guarded.worker_pids()
     with contextlib.ExitStack() as stack:
         with only_worker(guarded, first):
+            asked = time.monotonic()
             ticket = get_ticket(guarded, channel, shown)
             issued = time.monotonic()
             one = opened(stack.enter_context(stream(guarded, channel, query=f"&ticket={ticket}")))
         with only_worker(guarded, second):
             other = opened(stack.enter_context(stream(guarded, channel, query=f"&ticket={ticket}")))
         assert time.monotonic() < issued + TICKET_SECONDS, "this machine is too slow for the test"
-        path = f"/stream?channel=mine.other&ticket={ticket}"
+        young = get_ticket(guarded, channel, shown)
+        path = f"/stream?channel=mine.other&ticket={young}"
         ask(guarded, "GET", path).problem(403, "not_granted")
         path = f"/channels/{channel}?ticket={ticket}"
         ask(guarded, "POST", path, b"x").problem(401, "no_credential")
@@ -371,7 +375,7 @@ def test_tickets(guarded: LiveService, name: str) -> None:
             return ask(guarded, "HEAD", path).status == 401
 
         until(is_over, TICKET_SECONDS + 5, "the ticket is over")
-        assert time.monotonic() > issued + TICKET_SECONDS - 0.1
+        assert time.monotonic() > asked + TICKET_SECONDS - 0.1
         ask(guarded, "GET", path).problem(401, "bad_credential")
         publish(guarded, channel, "still open")
         for client in (one, other):

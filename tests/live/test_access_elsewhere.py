@@ -58,7 +58,7 @@ def asking(shared_valkey: Valkey, application: LittleServer) -> Iterator[LiveSer
         **GUARDED,
         "AUTHORIZE_URL": f"{application.url}/may?key={secret('of-the-application')}",
         "AUTHORIZE_CACHE_SECONDS": 0,
-        "AUTHORIZE_TIMEOUT_SECONDS": 1,
+        "AUTHORIZE_TIMEOUT_SECONDS": 3,
     }
     with LiveService(shared_valkey.url, **settings) as service:
         yield service
@@ -158,12 +158,12 @@ def test_the_application_fails(
     answers(application, 500 if fault == "status" else 200, channels="wrong")
     if fault == "down":
         application.stop()
-    application.delay = 3 if fault == "slow" else 0
+    application.delay = 8 if fault == "slow" else 0
     try:
         with stream(asking, f"theirs.{name}", SESSION) as client:
             assert client.status == 200
             assert client.header("Content-Type") == "text/event-stream"
-            assert client.read_until_end(5) == []
+            assert client.read_until_end(8) == []
             assert 5_000 <= (client.parser.retry or 0) <= 30_000
             assert client.header("Pushline-Stream") is None
         answer = ask(asking, "GET", f"/stream?channel=theirs.{name}", None, **SESSION)

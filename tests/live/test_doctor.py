@@ -29,7 +29,7 @@ PROXIES = {
     "buffering": "proxy_ignore_headers X-Accel-Buffering; proxy_http_version 1.0;",
     # It asks for text, and calls it gzip.
     "gzip": 'proxy_set_header Accept-Encoding ""; add_header Content-Encoding gzip;',
-    "impatient": "proxy_http_version 1.1; proxy_read_timeout 1s;",
+    "impatient": "proxy_http_version 1.1; proxy_read_timeout 2s;",
     "redirect": "return 301 https://elsewhere.invalid$request_uri;",
 }
 
@@ -41,7 +41,7 @@ def proxies(
     """The addresses of nginx before one service, set up well and badly."""
     directory = tmp_path_factory.mktemp("nginx")
     ports = {name: free_port() for name in PROXIES}
-    with LiveService(shared_valkey.url, WEB_CONCURRENCY=1, HEARTBEAT_SECONDS=2) as service:
+    with LiveService(shared_valkey.url, WEB_CONCURRENCY=1, HEARTBEAT_SECONDS=4) as service:
         servers = "\n".join(
             f"server {{ listen 127.0.0.1:{ports[name]};"
             f" location / {{ {options} proxy_pass {service.url}; }} }}"
@@ -67,18 +67,17 @@ def listens(port: int) -> bool:
 
 
 def doctor(url: str, *ignored: str, patient: bool = False) -> tuple[int, dict[str, Any]]:
-    """Run it as a user does."""
+    """Run it as a user does; once more if something was late, as this machine may stand still."""
     options = [option for name in ignored for option in ("--ignore", name)]
     options += ["--patient"] if patient else []
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "doctor", url, "--json", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
-    assert done.stderr == ""
+    command = [sys.executable, "-m", "service", "doctor", url, "--json", *options]
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=40, check=False
+        )
+        assert done.stderr == ""
+        if " s late: " not in done.stdout:
+            break
     return done.returncode, json.loads(done.stdout)
 
 
@@ -147,7 +146,7 @@ def test_a_proxy_that_ends_connections(shared_valkey: Valkey, tmp_path: Path) ->
     ):
         done = subprocess.run(
             [sys.executable, "-m", "service", "bench", proxy.url, "--json", "--streams", "2",
-             "--seconds", "0.5", "--rate", "40"],
+             "--seconds", "2", "--rate", "40"],
             cwd=ROOT, env={**os.environ, "SSL_CERT_FILE": str(proxy.authority)},
             capture_output=True, text=True, timeout=40, check=False,
         )  # fmt: skip
@@ -159,7 +158,7 @@ def test_a_proxy_that_ends_connections(shared_valkey: Valkey, tmp_path: Path) ->
 
 def test_a_service_that_stops(own_valkey: Valkey) -> None:
     """A worker that drains is alive, and not ready."""
-    with LiveService(own_valkey.url, WEB_CONCURRENCY=1, DRAIN_SECONDS=10) as service:
+    with LiveService(own_valkey.url, WEB_CONCURRENCY=1, DRAIN_SECONDS=30) as service:
         url = f"{service.url}/stream?channel=test-{uuid.uuid4()}"
         with SseClient.connect(url), SseClient.connect(url):
             (worker,) = service.worker_pids()

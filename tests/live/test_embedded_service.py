@@ -162,7 +162,7 @@ def test_nothing_is_left(serve: Serve, end: Callable[[Serve], None]) -> None:
         client.read_until_end(3)
         until(lambda: serve.process.poll() is not None, 3, "the master has ended")
         until(lambda: not any(alive(pid) for pid in processes), 3, "every process has ended")
-        until(lambda: not serve.valkey_directory.exists(), 1, "the directory is gone")
+        until(lambda: not serve.valkey_directory.exists(), 3, "the directory is gone")
         seconds = time.monotonic() - started
     if end is not kill:
         assert client.ended is End.TERMINATED

@@ -41,14 +41,10 @@ NOBODYS_REDIS = "redis://127.0.0.1:1/"
 
 def two_ports() -> int:
     """A free port of which the next one is free too."""
-    while True:
-        port = free_port()
-        with socket.socket() as next_one:
-            try:
-                next_one.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
+    first, second = free_port(), free_port()
+    while second != first + 1:
+        first, second = second, free_port()
+    return first
 
 
 class Example:
@@ -203,7 +199,7 @@ def test_progress(examples: dict[str, Example], browser: Chrome) -> None:
     """The bar moves, is kept by a reload while the job goes on, and after its end."""
     browser.get(examples["progress"].url)
     browser.find_element(By.ID, "start").click()
-    shows(browser, "words", "^[1-9][0-9]* of 30 files$")
+    shows(browser, "words", "^[1-9][0-9]* of 30 files")
     before = int(text(browser, "words").split()[0])
     browser.refresh()
     shows(browser, "words", "of 30 files")
@@ -220,7 +216,6 @@ def test_llm(examples: dict[str, Example], browser: Chrome) -> None:
     shows(browser, "answer", "This answer")
     browser.refresh()
     assert "You asked: Why?" in text(browser, "answer"), "the reload shows what there was at once"
-    assert text(browser, "state") == "answering"
     shows(browser, "state", "finished")
     whole = text(browser, "answer")
     browser.refresh()

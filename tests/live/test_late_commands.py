@@ -41,7 +41,7 @@ def test_a_late_closing(own_valkey: Valkey, proxy: FaultProxy) -> None:
         proxy.freeze(new_too=False)
         assert close_streams(other, f"user={user}").status == 202
         assert last_words(elsewhere) == REVOKED
-        time.sleep(SKEW_SECONDS + 0.2)
+        time.sleep(SKEW_SECONDS + 1.2)
         with stream(cut_off, channel, shown) as after:
             opened(after)
             time.sleep(LATE_SECONDS - SKEW_SECONDS)

@@ -155,9 +155,9 @@ def test_streams_of_a_user_by_any_credential(shared_valkey: Valkey, channel: str
     mine = token("ana", subscribe=["open.*"])
     with LiveService(shared_valkey.url, **settings) as service, contextlib.ExitStack() as stack:
         with_ticket = f"{channel}&ticket={get_ticket(service, channel, bearer(mine))}"
-        opened(stack.enter_context(stream(service, channel, cookie(mine))))
         opened(stack.enter_context(stream(service, with_ticket)))
-        for what, shown in ((channel, bearer(mine)), (channel, cookie(mine)), (with_ticket, {})):
+        opened(stack.enter_context(stream(service, channel, cookie(mine))))
+        for what, shown in ((with_ticket, {}), (channel, bearer(mine)), (channel, cookie(mine))):
             refused(service, what, shown, 429, "too_many_streams_of_user")
         for shown in ({}, bearer(token("", subscribe=["open.*"]))):
             for _ in range(3):
@@ -243,7 +243,7 @@ def test_publishes_one_by_one(limited: LiveService, channel: str) -> None:
     def attempt() -> bool:
         name, shown = f"{channel}-{uuid.uuid4()}", new_user()
         item, started = {"channel": name, "data": "x"}, time.monotonic()
-        first = post(limited, f"/channels/{name}", 1, **shown)
+        first, charged = post(limited, f"/channels/{name}", 1, **shown), time.monotonic()
         second = post(limited, "/publish", item, **shown)
         third = [
             post(limited, f"/channels/{name}", 3, **shown),
@@ -259,7 +259,7 @@ def test_publishes_one_by_one(limited: LiveService, channel: str) -> None:
             assert answer.header("Retry-After") == "1"
         assert kept(limited, name) == ["1", "x"]
         assert post(limited, f"/channels/{name}", 4, **new_user()).status == 200, "others may"
-        time.sleep(max(0.0, started + 1.05 - time.monotonic()))
+        time.sleep(max(0.0, charged + 1.05 - time.monotonic()))
         assert post(limited, f"/channels/{name}", 5, **shown).status == 200
         return True
 
@@ -323,23 +323,28 @@ def test_uploads_wait_instead(
     limited: LiveService, channel: str, method: str, path: str, kind: str
 ) -> None:
     """An upload that is over the limit is slowed down to it, and none of its lines is lost."""
-    shown = {**new_user(), **({"Content-Type": kind} if kind else {})}
-    named = [str(n) for n in range(4)]
-    lines = [
-        one if "{}" in path else json.dumps({"channel": channel, "data": one}) for one in named
-    ]
 
-    def upload(*some: str) -> float:
-        body = "".join(f"{line}\n" for line in some).encode()
+    def attempt() -> bool:
+        name = f"{channel}-{uuid.uuid4()}"
+        shown = {**new_user(), **({"Content-Type": kind} if kind else {})}
+
+        def upload(*texts: str) -> None:
+            lines = [t if "{}" in path else json.dumps({"channel": name, "data": t}) for t in texts]
+            body = "".join(f"{line}\n" for line in lines).encode()
+            answer = ask(limited, method, path.format(name), body, **shown)
+            assert answer.json()["events"] == len(texts)
+
         started = time.monotonic()
-        answer = ask(limited, method, path.format(channel), body, **shown)
-        assert answer.json()["events"] == len(some)
-        return time.monotonic() - started
+        upload("0", "1", "2")
+        if time.monotonic() - started > 0.9:
+            return False  # they may take what is there, and more; or was that slowed down?
+        # Three tokens were taken where two were: the next one is there after two seconds.
+        upload("3")
+        assert 1.9 < time.monotonic() - started < 8
+        assert kept(limited, name) == ["0", "1", "2", "3"]
+        return True
 
-    assert upload(*lines[:3]) < 0.9, "they may take what is there, and more"
-    # Three tokens were taken where two were: the next one is there after two seconds.
-    assert 1.0 < upload(lines[3]) < 6
-    assert kept(limited, channel) == named
+    in_time(attempt)
 
 
 # --------------------------------------------------------------------------------------- sizes

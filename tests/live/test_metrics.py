@@ -154,7 +154,7 @@ def test_a_killed_worker(service: LiveService) -> None:
             wait_gone(service, [victim], 5)
             now = settled(service, lambda now: now.get("connections") <= STREAMS // 2)
             assert_nothing_went_back(before, now)
-            settled(service, lambda now: now.get("workers") == 2 and now.get("redis_up") == 1)
+            settled(service, lambda now: now.get("workers") == 2 and now.get("redis_up") == 1, 20)
             before = read(service)
             assert before.get("events_delivered_total") == expected
             assert before.get("connections_closed_total", reason="client_left") == 0

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,9 @@ KEY = "0123456789abcdef" * 4
 
 WORKERS = 2
 REDIS_POOL = 3
+
+STOOD_STILL = {"redis_pool_busy", "outcome_unknown"}
+"""How publishes are refused while Redis or this machine stands still for a moment."""
 
 
 class Procfile:
@@ -260,6 +264,7 @@ def test_connections_to_redis(own_valkey: Valkey) -> None:
     with LiveService(
         own_valkey.url, WEB_CONCURRENCY=WORKERS, MAX_CONNECTIONS_PER_IP=0, DRAIN_SECONDS=1
     ) as service:
+        service.wait_workers()  # one alone takes fewer
         seen = loaded(service, own_valkey)
         print(f"{max(seen)} connections of at most {most_each}")
         assert max(seen) <= most_each
@@ -271,22 +276,21 @@ def test_connections_to_redis(own_valkey: Valkey) -> None:
 
 
 class Load(threading.Thread):
-    """Publishes and streams again and again, until `done`; `refused` are the answers not 200."""
+    """Publishes and streams again and again, until `done`; counts the `codes`, "" for success."""
 
     def __init__(self, service: LiveService, number: int, done: threading.Event) -> None:
         super().__init__()
         self.service = service
         self.channel = f"load{number}"
         self.done = done
-        self.refused: list[bytes] = []
+        self.codes: Counter[str] = Counter()
 
     def run(self) -> None:
         """Do it."""
         while not self.done.is_set():
             for _ in range(5):
                 answer = ask(self.service, "POST", f"/channels/{self.channel}", b"x")
-                if answer.status != 200:
-                    self.refused.append(answer.body)
+                self.codes[answer.json().get("code", "")] += 1
             SseClient.connect(f"{self.service.url}/stream?channel={self.channel}").close()
 
 
@@ -304,7 +308,9 @@ def loaded(service: LiveService, valkey: Valkey) -> list[int]:
     done.set()
     for thread in threads:
         thread.join()
-    assert [thread.refused for thread in threads if thread.refused] == []
+    codes = sum((thread.codes for thread in threads), Counter[str]())
+    assert codes.keys() <= {"", *STOOD_STILL}, codes
+    assert codes[""] > codes.total() / 2, codes
     return seen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20_261_122
+UNAVAILABLE = re.compile(r"\b503\b")
 
 
 def good_token(seconds: float = 7200, signed_with: str = SECRET) -> str:
@@ -125,10 +127,20 @@ def succeeded(outcome: dict[str, Any]) -> set[str]:
     }
 
 
+def perform_unhindered(run: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a run, and once more if nothing but a 503 was wrong: Redis, or this machine, may
+    have stood still for a moment.
+    """
+    outcome = perform(run)
+    if outcome["mistakes"] and all(UNAVAILABLE.search(one) for one in outcome["mistakes"]):
+        return perform(run)
+    return outcome
+
+
 def perform_all(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Carry out all runs at the same time."""
     with ThreadPoolExecutor(len(runs)) as pool:
-        return dict(zip(runs, pool.map(perform, runs.values()), strict=True))
+        return dict(zip(runs, pool.map(perform_unhindered, runs.values()), strict=True))
 
 
 def test_the_service_keeps_to_its_document(service: LiveService) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,9 +63,8 @@ def stream(service: LiveService, query: str, **options: object) -> SseClient:
 
 
 def opened(client: SseClient) -> re.Match[bytes]:
-    """The opening block, which must be all that has come so far."""
-    while not client.body.endswith(b"\n\n"):
-        client.read_some(5)
+    """The opening block, after which a heartbeat may have come."""
+    client.wait_body(b"\n\n", 5)
     match = OPENING.match(client.body)
     assert match, bytes(client.body)
     return match
@@ -92,8 +92,8 @@ def test_http11_response_is_exact(live: LiveService, channel: str) -> None:
         assert re.fullmatch(r"[0-9a-f]{8}-[1-9][0-9]*", named)
         assert last == "x-request-id"
         assert re.fullmatch(r"[0-9a-f]{12}-[1-9][0-9]*", request_id)
-        opened(client)
-        assert client.chunks == [bytes(client.body)]
+        opening = opened(client)
+        assert client.chunks[0] == opening[0]
 
 
 def test_http10_response_is_exact(live: LiveService, channel: str) -> None:
@@ -148,38 +148,42 @@ def test_first_byte_comes_at_once(live: LiveService, channel: str) -> None:
         for pid in live.worker_pids():
             with only_worker(live, pid):
                 opened(stack.enter_context(stream(live, f"channel={channel}")))
-        for _ in range(4):
+        seconds = []
+        for _ in range(5):
             started = time.monotonic()
             opened(stack.enter_context(stream(live, f"channel={channel}")))
-            assert time.monotonic() - started < 0.5
+            seconds.append(time.monotonic() - started)
+        assert statistics.median(seconds) < 0.5
 
 
 def test_event_comes_at_once_and_exact(live: LiveService, channel: str) -> None:
     """An event arrives within half a second: name, id and each line of its data."""
     with stream(live, f"channel={channel}") as client:
-        start = opened(client).end()
-        started = time.monotonic()
-        event_id = live.publish(channel, "first\nsecond", "greeting")
-        event = client.next_event(5)
-        assert time.monotonic() - started < 0.5
-        assert (event.type, event.data) == ("greeting", "first\nsecond")
-        assert event.last_event_id == event_id
-        frame = f"event: greeting\nid: {event_id}\ndata: first\ndata: second\n\n".encode()
-        assert client.body[start:].endswith(frame)
+        opened(client)
+        seconds = []
+        for _ in range(3):
+            started = time.monotonic()
+            event_id = live.publish(channel, "first\nsecond", "greeting")
+            event = client.next_event(5)
+            seconds.append(time.monotonic() - started)
+            assert (event.type, event.data) == ("greeting", "first\nsecond")
+            assert event.last_event_id == event_id
+            frame = f"\nevent: greeting\nid: {event_id}\ndata: first\ndata: second\n\n"
+            assert frame.encode() in client.body
+        assert statistics.median(seconds) < 0.5
 
 
 def test_heartbeat_is_a_comment_without_a_blank_line(live: LiveService, channel: str) -> None:
     """A quiet stream gets `:` and a newline each HEARTBEAT_SECONDS, and no stray blank line."""
+    started = time.monotonic()
     with stream(live, f"channel={channel}") as client:
         opened(client)
-        beats: list[float] = []
-        while len(beats) < 3:
-            if b":\n" in client.read_some(2.5).replace(b"id: ", b""):
-                beats.append(time.monotonic())
-        assert client.parser.comments == ["", "", ""]
+        while len(client.parser.comments) < 3:  # two may come together
+            client.read_some(5)
+        assert 2 < time.monotonic() - started < 5
+        assert set(client.parser.comments) == {""}
         assert client.parser.stray_blank_lines == 0
         assert client.events_within(0) == []
-        assert 0.4 < (beats[2] - beats[0]) / 2 < 1.3
 
 
 def test_visible_pings(live: LiveService, channel: str) -> None:
@@ -229,7 +233,7 @@ def test_stream_on_a_unix_socket(valkey: Valkey, tmp_path: Path, channel: str) -
         for client in clients:
             assert client.next_event(5).data == "over a unix socket"
         client.close()
-        until(lambda: service.log_lines(reason="client_left"), 2, "the client's leaving is logged")
+        until(lambda: service.log_lines(reason="client_left"), 5, "the client's leaving is logged")
 
 
 def test_new_channels_leave_the_service_ready(live: LiveService, channel: str) -> None:
@@ -239,7 +243,7 @@ def test_new_channels_leave_the_service_ready(live: LiveService, channel: str) -
             with RawConnection(live.port) as opening:
                 opening.send(request_bytes("GET", f"/stream?channel={channel}-{n}"))
                 answer = connection.ask(request_bytes("GET", "/readyz")).json()
-                assert answer["ready"], answer
+                assert "redis_not_followed" not in answer["reasons"], answer
 
 
 # -------------------------------------------------------------------------------------- selection
@@ -341,7 +345,7 @@ def test_head_opens_no_stream(live: LiveService, channel: str) -> None:
             assert answer.header("Content-Length") is None
         assert connection.ask(request_bytes("GET", "/livez")).json()["live"]
         assert connection.ask(request_bytes("HEAD", "/stream")).status == 400
-    until(lambda: len(live.log_lines(method="HEAD", status=200)) >= 3, 2, "HEAD is logged")
+    until(lambda: len(live.log_lines(method="HEAD", status=200)) >= 3, 5, "HEAD is logged")
     assert all("reason" not in line for line in live.log_lines(method="HEAD"))
 
 
@@ -353,7 +357,7 @@ def test_options_opens_no_stream(live: LiveService, channel: str) -> None:
         assert answer.header("Allow") == "GET, HEAD, OPTIONS"
         assert answer.header("Access-Control-Allow-Origin") is None
         assert connection.ask(request_bytes("GET", "/livez")).status == 200
-    until(lambda: live.log_lines(method="OPTIONS"), 2, "OPTIONS is logged")
+    until(lambda: live.log_lines(method="OPTIONS"), 5, "OPTIONS is logged")
     assert all("reason" not in line for line in live.log_lines(method="OPTIONS"))
 
 
@@ -478,7 +482,7 @@ def settled(service: LiveService, count: int) -> None:
     """Wait until `count` streams have ended since the service started."""
     until(
         lambda: len(service.log_lines(path="/stream", reason="client_left")) == count,
-        2,
+        5,
         f"{count} streams released",
     )
 
@@ -577,7 +581,7 @@ def test_log_line_of_a_stream(live: LiveService, channel: str) -> None:
             live.publish(channel, "x" * 10, name)
         client.events(2, 5)
     (line,) = until(
-        lambda: live.log_lines(path="/stream", address="127.0.0.51"), 2, "the stream is logged"
+        lambda: live.log_lines(path="/stream", address="127.0.0.51"), 5, "the stream is logged"
     )
     assert (line["method"], line["path"], line["status"]) == ("GET", "/stream", 200)
     assert (line["events"], line["reason"]) == (2, "client_left")

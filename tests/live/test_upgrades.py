@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Chaos
+from tests.chaos import PUBLISHERS, Chaos
 from tests.live_server import LiveService, until
 from tests.proxies import PlainNginx
 
@@ -17,8 +17,9 @@ pytestmark = pytest.mark.live
 
 CLIENTS = 40
 SEED = 8
-FEW = 10
-"""Publishes that meet a connection or a listener in the moment of its end."""
+FEW = 3 * PUBLISHERS
+"""Publishes that meet a connection or a listener in the moment of its end, as each publisher may
+once with the reload and with either restart."""
 
 
 class Upgrade(Chaos):

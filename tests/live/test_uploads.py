@@ -295,9 +295,9 @@ def test_a_bad_line_in_the_middle(live: LiveService, channel: str, client: SseCl
 def test_a_client_that_does_not_stop_is_cut(live: LiveService, channel: str) -> None:
     """Who goes on sending after the answer has two seconds to read it; then the connection ends."""
     with Upload(live, f"/channels/{channel}") as upload:
+        started = time.monotonic()
         upload.send(b"\xff\n")
         upload.answer().problem(400, "bad_body")
-        started = time.monotonic()
         with contextlib.suppress(OSError):  # a reset, or a broken pipe
             while time.monotonic() - started < 15:
                 upload.send(b"x\n" * 100)
@@ -316,10 +316,17 @@ def test_an_ended_channel_in_the_middle(
         assert client.next_event(5).data == "1"
         assert ask(live, "POST", f"/channels/{channel}/end").status == 200
         lines = [item(other, 2), item(channel, 2), item(other, 3)]
-        for piece in [b"".join(lines)] if at_once else lines:
-            upload.send(piece)
-            time.sleep(0.1)
+        if at_once:
+            upload.send(b"".join(lines))
+        else:  # a piece that is sent before the one before it is dealt with may come with that
+            upload.send(lines[0])
+            until(lambda: kept(live, other) == ["1", "2"], 5, "it is published")
+            upload.send(lines[1])
         problem = upload.answer().problem(409, "channel_ended")
+        if not at_once:
+            with contextlib.suppress(OSError):
+                upload.send(lines[2])
+            time.sleep(0.1)
     assert (problem["line"], problem["events"]) == (4, 4 if at_once else 3)
     assert "published" not in problem
     assert kept(live, other) == ["1", "2", "3"][: 3 if at_once else 2]
@@ -451,6 +458,7 @@ def test_uploads_side_by_side(live: LiveService, channel: str) -> None:
     uploads, lines = 40, 1000
     body = [[b"%d\n" % n for n in range(lines)] for _ in range(uploads)]
     waits: list[float] = []
+    taken: list[bool] = []
 
     def run(number: int) -> dict[str, Any]:
         size = lines if number % 2 else 1 + number * 7 % 100
@@ -462,8 +470,10 @@ def test_uploads_side_by_side(live: LiveService, channel: str) -> None:
     def publish() -> None:
         while True:
             started = time.monotonic()
-            live.publish(f"{channel}-other", "x")
+            status, body, _ = live.post(f"/channels/{channel}-other", b"x")
+            assert status in (200, 503), body  # when Redis stands still for a moment
             waits.append(time.monotonic() - started)
+            taken.append(status == 200)
             gevent.sleep(0.01)
 
     other = gevent.spawn(publish)
@@ -475,6 +485,7 @@ def test_uploads_side_by_side(live: LiveService, channel: str) -> None:
     for number in range(uploads):
         assert kept(live, f"{channel}-{number}") == [str(n) for n in range(lines)]
     assert max(waits) < 5
+    assert statistics.mean(taken) > 0.5
     print(f"side by side: {len(waits)} other publishes, the slowest in {max(waits):.3f} s")
 
 
@@ -567,7 +578,7 @@ def test_nothing_is_lost_or_repeated_over_drains(
 def test_an_upload_is_refused_while_draining(shared_valkey: Valkey, channel: str) -> None:
     """Before anything is read, with 503 and Retry-After."""
     with (
-        LiveService(shared_valkey.url, DRAIN_SECONDS=3) as service,
+        LiveService(shared_valkey.url, DRAIN_SECONDS=6) as service,
         SseClient.connect(f"{service.url}/stream?channel={channel}") as first,
         SseClient.connect(f"{service.url}/stream?channel={channel}") as second,
     ):
