@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -418,6 +419,7 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(SERVICE).with_suffix("").parts)
 
 
+@functools.cache
 def trees() -> dict[str, ast.Module]:
     """The syntax tree of every module."""
     return {module_of(path): ast.parse(path.read_text()) for path in SERVICE.rglob("*.py")}
@@ -434,27 +436,27 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
         yield from nodes(node)
 
 
-def imports(tree: ast.AST) -> set[str]:
+@functools.cache
+def imports(tree: ast.AST) -> frozenset[str]:
     """The full names that a module imports; `from a import b` counts as a.b."""
-    found = set()
+    found: set[str] = set()
     for node in nodes(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are written in full"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def own_imports(tree: ast.AST) -> set[str]:
     """The modules of the service that a module imports."""
-    known = {module_of(path) for path in SERVICE.rglob("*.py")}
     found = set()
     for name in imports(tree):
         if name.split(".")[0] == "service":
             parts = name.split(".")[1:]
             candidates = (".".join(parts), ".".join(parts[:-1]))
-            (module,) = [one for one in candidates if one in known][:1]
+            (module,) = [one for one in candidates if one in trees()][:1]
             found.add(module)
     return found
 
