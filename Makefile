@@ -45,9 +45,11 @@ example-%: $(RUN_READY) ## start one of examples/: make example-chat, then open 
 	@exec $(BIN)/python -m examples.$*
 
 # The whole suite is three parts side by side, which mostly wait; a part of it can't reach the coverage
-# of all, so that is not asked of it.
+# of all, so that is not asked of it. What they need is there before (-o): else make may start two of
+# them only when the third has ended.
 test: $(DEV_READY) $(NODE_READY) ## run the tests and measure coverage; ARGS="-k hub" runs a part
-	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j3 test-live test-modules test-beside)
+	$(if $(ARGS),$(SUITE) $(ARGS),@$(MAKE) --no-print-directory -j3 -o $(DEV_READY) -o $(NODE_READY) \
+		test-live test-modules test-beside)
 
 test-modules: $(DEV_READY)
 	$(SUITE) --cov --ignore tests/live $(addprefix --ignore=,$(SLOW_MODULES))
