@@ -659,7 +659,7 @@ def test_a_drain_is_spread_over_its_window(hub: Hub) -> None:
 
 
 def begin_drain(hub: Hub, window_seconds: float) -> gevent.Greenlet[..., None]:
-    """A drain that has ended its first stream, and waits for the time of others."""
+    """A drain that has begun: it has ended those streams whose time is now."""
     drain = gevent.spawn(hub.drain, window_seconds)
     for _ in range(3):
         gevent.sleep(0)  # by the clock, a pause of this process could be the end of all

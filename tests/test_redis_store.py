@@ -564,11 +564,12 @@ def test_the_clock_of_redis_is_known(valkey: Valkey) -> None:
     for learn in (lambda: store.open(FIRST_ID), lambda: store.send_mark("m", "token")):
         store._behind = math.inf
         learn()
+        behind = []
         for _ in range(20):
             told = store.seconds_at(time.monotonic())
             seconds, microseconds = map(int, valkey.cli("TIME"))
-            shown = seconds + microseconds / 1e6
-            assert shown - 5 < told < shown
+            behind.append(seconds + microseconds / 1e6 - told)
+        assert 0 < min(behind) < 0.5
     store.close()
 
 

@@ -25,7 +25,6 @@ from service.embedded import server_binary
 
 START_SECONDS = 60.0
 
-
 PORTS = range(10_000, 32_000)
 """Below the ports that systems give to clients: a client that tries again and again to reach a dead
 server on one of those sooner or later connects to itself."""
@@ -35,9 +34,9 @@ SHARE = 1000
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now, nor will before it is used.
+    """A TCP port of 127.0.0.1 that nothing listens on now, nor will another test before it is used.
 
-    Other test processes draw from shares of their own, and this one from the oldest of its ports.
+    Each test process draws from a share of its own, in turn.
     """
     while True:
         port = next(_share())
@@ -47,11 +46,12 @@ def free_port() -> int:
 
 @functools.cache
 def _share() -> Iterator[int]:
-    while True:
-        first = random.randrange(PORTS.start, PORTS.stop, SHARE)
+    shares = PORTS[::SHARE]
+    for first in random.sample(shares, len(shares)):
         with contextlib.suppress(OSError):
             atexit.register(socket.create_server(("127.0.0.1", first)).close)
             return itertools.cycle(range(first + 1, first + SHARE))
+    raise RuntimeError("other tests hold all shares of ports")
 
 
 class Valkey:

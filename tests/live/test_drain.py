@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import gevent
@@ -103,10 +104,9 @@ def check_spread(swarm: Swarm, started: float) -> str:
     assert last - first >= 0.7 * DRAIN
     assert last <= DRAIN + 3
     # A process that stands still for a moment ends those of a quarter in the next one.
-    for quarter in range(4):
-        low, high = (first * 1000 + part * DRAIN * 250 for part in (quarter, quarter + 1))
-        share = sum(low <= moment < high for moment in ended) / len(ended)
-        assert share <= 0.65, f"{share:.0%} of the streams ended in quarter {quarter + 1}"
+    quarters = Counter(min(3, int((moment / 1000 - first) / DRAIN * 4)) for moment in ended)
+    assert max(quarters.values()) <= 0.65 * len(ended), quarters
+    assert 0.1 <= (quarters[0] + quarters[1]) / len(ended) <= 0.9, quarters
     return f"streams ended {first:.2f} to {last:.2f} s after the signal"
 
 
@@ -179,8 +179,10 @@ def test_interrupt_ends_streams_at_once(
 ) -> None:
     """On Ctrl-C, which reaches every process, each stream ends cleanly, without a drain's delay."""
     started = time.monotonic()
-    for pid in [*service.worker_pids(), service.pid]:
-        os.kill(pid, number)
+    # The master first: it would replace a worker that ends before it hears of it itself.
+    for pid in [service.pid, *service.worker_pids()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
     report = swarm.wait_ended(5)
     ended = time.monotonic() - started
     service.wait(5)
@@ -200,8 +202,11 @@ def test_slow_streams_at_drain(shared_valkey: Valkey) -> None:
         SseClient.connect(f"{service.url}/stream?channel=slow", receive_buffer=4096) as late_reader,
         SseClient.connect(f"{service.url}/stream?channel=slow", receive_buffer=4096) as never_reads,
     ):
-        for number in range(50):
-            service.publish("slow", f"{number} {data}")
+        with SseClient.connect(f"{service.url}/stream?channel=slow") as prompt:
+            for number in range(50):
+                service.publish("slow", f"{number} {data}")
+            prompt.events(50, 10)  # so that the others have them in their outboxes
+        until(lambda: service.log_lines(reason="client_left"), 5, "it has left")
         started = time.monotonic()
         service.signal(signal.SIGTERM)
         time.sleep(0.2)

@@ -196,7 +196,7 @@ def test_chat(examples: dict[str, Example], browser: Chrome) -> None:
 
 
 def test_progress(examples: dict[str, Example], browser: Chrome) -> None:
-    """The bar moves, is kept by a reload while the job goes on, and after its end."""
+    """The bar moves, and is kept by a reload soon after its start, and after its end."""
     browser.get(examples["progress"].url)
     browser.find_element(By.ID, "start").click()
     shows(browser, "words", "^[1-9][0-9]* of 30 files")
@@ -210,7 +210,7 @@ def test_progress(examples: dict[str, Example], browser: Chrome) -> None:
 
 
 def test_llm(examples: dict[str, Example], browser: Chrome) -> None:
-    """A reload in the middle loses and repeats no token; a new tab gets all of the answer."""
+    """An early reload loses and repeats no token; a new tab gets all of the answer."""
     browser.get(examples["llm"].url)
     write(browser, prompt="Why?\n")
     shows(browser, "answer", "This answer")

@@ -86,7 +86,10 @@ def test_a_flood_delays_nobody_else(shared_valkey: Valkey) -> None:
 
 
 def flooded_delays(shared_valkey: Valkey) -> tuple[float, float]:
-    """The p99 in ms of a quiet channel's deliveries and of answers, while another one floods."""
+    """The p99 in ms of a quiet channel's deliveries and of answers, while another one floods.
+
+    Nothing may be lost or out of order meanwhile, and heartbeats come.
+    """
     with LiveService(shared_valkey.url, HEARTBEAT_SECONDS=HEARTBEAT_SECONDS) as service:
         base = f"{service.url}/stream?channel="
         with (

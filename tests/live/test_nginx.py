@@ -198,7 +198,7 @@ def test_compressed_streams_pass_nginx(service: LiveService, nginx: Nginx, chann
             assert client.header("Content-Encoding") == "gzip"
             assert client.header("Vary") == "Accept-Encoding"
             seconds = []
-            for data in (text, "short", text + "2"):
+            for data in ("short", text, "short again", text + "2", "short at last"):
                 started = time.monotonic()
                 service.publish(channel, data)
                 assert client.next_event(5).data == data
@@ -220,7 +220,10 @@ def test_heartbeats_pass_nginx(nginx: Nginx, channel: str) -> None:
 
 
 def test_leaving_nginx_is_noticed(service: LiveService, nginx: Nginx, channel: str) -> None:
-    """A client that leaves nginx is released by the service within a second, with FIN or RST."""
+    """A client that leaves nginx is released by the service within a second, with FIN or RST.
+
+    Within five, when this machine holds one of two up.
+    """
     address = "10.3.0.1"
     seconds = []
     for n, (port, leave) in enumerate(
@@ -236,7 +239,7 @@ def test_leaving_nginx_is_noticed(service: LiveService, nginx: Nginx, channel: s
         assert len(ended(service, address)) == n
         leave(client)
         seconds.append(seconds_to_release(service, address, n + 1))
-    assert min(seconds) < 1  # any of them may be held up by this machine
+    assert max(min(seconds[:2]), min(seconds[2:])) < 1
     assert ended(service, address) == ["client_left"] * 4
 
 

@@ -64,7 +64,7 @@ def timed(act: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def refuse_publish(service: LiveService) -> tuple[str, float]:
-    """Publish, which must answer 503 within 3 s; return the problem's code and the seconds."""
+    """Publish, which must answer 503 within 3 s and a stall; return its code and the seconds."""
     (status, body, headers), seconds = timed(lambda: service.post("/channels/other", b"x"))
     assert status == 503, body
     assert seconds < 3 + STALL_SECONDS

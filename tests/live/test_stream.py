@@ -180,7 +180,7 @@ def test_heartbeat_is_a_comment_without_a_blank_line(live: LiveService, channel:
         opened(client)
         while len(client.parser.comments) < 3:  # two may come together
             client.read_some(5)
-        assert 2 < time.monotonic() - started < 5
+        assert 1.7 < time.monotonic() - started < 5
         assert set(client.parser.comments) == {""}
         assert client.parser.stray_blank_lines == 0
         assert client.events_within(0) == []

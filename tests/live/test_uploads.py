@@ -485,7 +485,7 @@ def test_uploads_side_by_side(live: LiveService, channel: str) -> None:
     for number in range(uploads):
         assert kept(live, f"{channel}-{number}") == [str(n) for n in range(lines)]
     assert max(waits) < 5
-    assert statistics.mean(taken) > 0.5
+    assert statistics.mean(taken) > 0.9
     print(f"side by side: {len(waits)} other publishes, the slowest in {max(waits):.3f} s")
 
 

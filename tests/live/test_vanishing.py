@@ -54,7 +54,7 @@ def seconds_to_release(worker: int, vanish: Callable[[], int]) -> float:
 def test_clients_that_say_goodbye(shared_valkey: Valkey) -> None:
     """1 000 clients that leave, by FIN or RST, are released within 1 s without any traffic.
 
-    Within 5 s, when this machine holds things up.
+    Or 2.5 s, when this machine holds things up.
     """
     need_swarm()
     with LiveService(shared_valkey.url, HEARTBEAT_SECONDS=50) as service:
@@ -65,7 +65,7 @@ def test_clients_that_say_goodbye(shared_valkey: Valkey) -> None:
             fin = seconds_to_release(worker, lambda: swarm.vanish(VANISHING, "fin"))
             rst = seconds_to_release(worker, lambda: swarm.vanish(VANISHING, "rst"))
             until(lambda: endings(service) == {"client_left": 2 * VANISHING}, 5, "all are logged")
-            assert min(fin, rst) < 1
+            assert max(fin, rst) < 2.5
             assert open_files(worker) <= opened - 2 * VANISHING + POOLED
             assert swarm.report().open == STAYING
             assert swarm.report().comments == 0, "no heartbeat has helped"
